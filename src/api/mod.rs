@@ -1,0 +1,1 @@
+//! HTTP: JSON types, handlers, layers in one list, the one status table.

@@ -1,0 +1,1 @@
+//! Settings: raw as typed, then checked once, all faults reported together.

@@ -1,0 +1,66 @@
+//! The one error type. Variants carry operands; `api/status.rs` alone turns them into a status.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong, as values. Cheap to clone: one failed batch answers many tickets.
+///
+/// Messages are lowercase, name the field, and say the limit where there is one.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Error {
+    // ---- a client's request -------------------------------------------------------------------
+    /// Not the form the protocol asks for.
+    #[error("{field}: {reason}")]
+    Malformed { field: String, reason: String },
+    /// A list or text without anything in it.
+    #[error("{field} must not be empty")]
+    Empty { field: String },
+    #[error("no model is named `{model}`; served: {served}")]
+    UnknownModel { model: String, served: String },
+    /// More than a configured or model limit allows. `unit` is plural: "tokens", "inputs", "bytes".
+    #[error("{field} has {got} {unit}, the limit is {limit}")]
+    TooLarge { field: String, got: usize, limit: usize, unit: &'static str },
+    /// Well formed, but not a value the model takes (a name, a dtype, a dimension, a token id).
+    #[error("{field}: {reason}")]
+    Invalid { field: String, reason: String },
+
+    // ---- the server's state ---------------------------------------------------------------------
+    #[error("the queue of model `{model}` is full ({limit} entries); retry in {retry_after:?}")]
+    QueueFull { model: String, limit: usize, retry_after: Duration },
+    #[error("model `{model}` is loading")]
+    Loading { model: String },
+    #[error("the server is draining: it finishes what it accepted and takes no more")]
+    Draining,
+    /// The device worker is down or its heartbeat failed.
+    #[error("model `{model}` is not healthy: {reason}")]
+    Unhealthy { model: String, reason: String },
+    #[error("nothing came within the deadline of {timeout:?}")]
+    Deadline { timeout: Duration },
+
+    // ---- ours ------------------------------------------------------------------------------------
+    /// The forward of the batch failed or panicked. The cause is for logs.
+    #[error("model `{model}` failed on this batch: {cause}")]
+    Forward { model: String, cause: String },
+    #[error("internal error: {cause}")]
+    Internal { cause: String },
+
+    // ---- loading a model ---------------------------------------------------------------------------
+    /// A tensor that is missing, or of another shape or dtype than the architecture needs.
+    #[error("{file}: tensor `{tensor}`: expected {expected}, got {got}", file = file.display())]
+    Tensor { file: PathBuf, tensor: String, expected: String, got: String },
+    #[error("{file}: sha256 is {got}, the manifest says {expected}", file = file.display())]
+    Checksum { file: PathBuf, expected: String, got: String },
+    /// A file of the model that cannot be read or understood; `reason` names the field.
+    #[error("{file}: {reason}", file = file.display())]
+    ModelFile { file: PathBuf, reason: String },
+    /// Operands an op cannot take.
+    #[error("{op}: {operand}: expected {expected}, got {got}")]
+    Shape { op: &'static str, operand: &'static str, expected: String, got: String },
+
+    // ---- settings --------------------------------------------------------------------------------
+    /// All faults of the settings at once, one a line.
+    #[error("{}", faults.join("\n"))]
+    Config { faults: Vec<String> },
+}

@@ -1,0 +1,1 @@
+//! The load generator behind `eremois bench`. Uses no other room: it drives any server.

@@ -1,0 +1,3 @@
+//! The `eremois` binary: arguments in, exit status out.
+
+fn main() {}

@@ -1,0 +1,161 @@
+//! From text to token ids and back.
+
+use std::borrow::Cow;
+
+use tokenizers::Tokenizer;
+
+use crate::output::Token;
+use crate::request::{Input, Truncation, TruncationDirection};
+use crate::{Error, Result};
+
+/// A tokenised input, special tokens included, at most `max_seq_len` long, every id < vocab_size.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Encoding {
+    /// [seq_len], not empty.
+    pub input_ids: Vec<u32>,
+    /// [seq_len], or empty for all 0.
+    pub token_type_ids: Vec<u32>,
+    /// Unicode scalar values of the text; 0 for token-id inputs.
+    pub num_chars: usize,
+}
+
+/// A model's tokenizer with the model's limits.
+pub struct Encoder {
+    tokenizer: Tokenizer,
+    max_seq_len: usize,
+    vocab_size: usize,
+    /// Ids the post-processor puts around a single sequence: counted out before a text is cut.
+    num_added_tokens: usize,
+}
+
+impl Encoder {
+    /// Strips the tokenizer of the truncation and padding its file may carry: the limits are the model's.
+    pub fn new(mut tokenizer: Tokenizer, max_seq_len: usize, vocab_size: usize) -> Self {
+        // Removing truncation cannot fail: only setting one is checked.
+        let _ = tokenizer.with_truncation(None);
+        tokenizer.with_padding(None);
+        let num_added_tokens = tokenizer.get_post_processor().map_or(0, |p| {
+            use tokenizers::PostProcessor;
+            p.added_tokens(false)
+        });
+        Self { tokenizer, max_seq_len, vocab_size, num_added_tokens }
+    }
+
+    /// Longest sequence this encoder lets through, special tokens included.
+    pub fn max_seq_len(&self) -> usize {
+        self.max_seq_len
+    }
+
+    /// Tokenises one input. `field` names it in errors ("input[3]"); `prompt` goes before a text.
+    ///
+    /// Blocks: tens of microseconds for a sentence; call it off the async threads.
+    /// Errors: `Empty` for an empty text or list, `TooLarge` with unit "tokens" when longer than
+    /// max_seq_len and `truncation` is `Refuse`, `Invalid` for an id >= vocab_size or a text the
+    /// tokenizer makes no token of.
+    pub fn encode(&self, input: &Input, field: &str, prompt: Option<&str>, truncation: Truncation) -> Result<Encoding> {
+        match input {
+            Input::Text(text) => self.encode_text(text, field, prompt, truncation),
+            Input::TokenIds(ids) => self.take_ids(ids, field, truncation),
+        }
+    }
+
+    fn encode_text(&self, text: &str, field: &str, prompt: Option<&str>, truncation: Truncation) -> Result<Encoding> {
+        if text.is_empty() {
+            return Err(Error::Empty { field: field.to_string() });
+        }
+        let num_chars = text.chars().count();
+        let text = match prompt {
+            Some(prompt) => Cow::Owned(format!("{prompt}{text}")),
+            None => Cow::Borrowed(text),
+        };
+        let invalid = |e: tokenizers::Error| Error::Invalid { field: field.to_string(), reason: e.to_string() };
+        // Without special tokens first: a cut must leave room for them and never cut them off.
+        let mut encoding = self.tokenizer.encode_fast(text.as_ref(), false).map_err(invalid)?;
+        let got = encoding.len() + self.num_added_tokens;
+        if got > self.max_seq_len {
+            let direction = self.direction(truncation, field, got)?;
+            let direction = match direction {
+                TruncationDirection::Left => tokenizers::TruncationDirection::Left,
+                TruncationDirection::Right => tokenizers::TruncationDirection::Right,
+            };
+            encoding.truncate(self.max_seq_len.saturating_sub(self.num_added_tokens), 0, direction);
+            encoding.take_overflowing();
+        }
+        let encoding = self.tokenizer.post_process(encoding, None, true).map_err(invalid)?;
+        if encoding.is_empty() {
+            return Err(Error::Empty { field: field.to_string() });
+        }
+        let type_ids = encoding.get_type_ids();
+        let token_type_ids = if type_ids.iter().all(|&t| t == 0) { Vec::new() } else { type_ids.to_vec() };
+        let input_ids = encoding.get_ids().to_vec();
+        // A tokenizer.json with more tokens than the model has rows is a broken model, seen here first.
+        self.check_ids(&input_ids, field)?;
+        Ok(Encoding { input_ids, token_type_ids, num_chars })
+    }
+
+    fn take_ids(&self, ids: &[u32], field: &str, truncation: Truncation) -> Result<Encoding> {
+        if ids.is_empty() {
+            return Err(Error::Empty { field: field.to_string() });
+        }
+        self.check_ids(ids, field)?;
+        let input_ids = if ids.len() > self.max_seq_len {
+            match self.direction(truncation, field, ids.len())? {
+                TruncationDirection::Left => ids[ids.len() - self.max_seq_len..].to_vec(),
+                TruncationDirection::Right => ids[..self.max_seq_len].to_vec(),
+            }
+        } else {
+            ids.to_vec()
+        };
+        Ok(Encoding { input_ids, token_type_ids: Vec::new(), num_chars: 0 })
+    }
+
+    fn direction(&self, truncation: Truncation, field: &str, got: usize) -> Result<TruncationDirection> {
+        match truncation {
+            Truncation::Cut(direction) => Ok(direction),
+            Truncation::Refuse => {
+                Err(Error::TooLarge { field: field.to_string(), got, limit: self.max_seq_len, unit: "tokens" })
+            }
+        }
+    }
+
+    fn check_ids(&self, ids: &[u32], field: &str) -> Result<()> {
+        match ids.iter().find(|&&id| id as usize >= self.vocab_size) {
+            None => Ok(()),
+            Some(id) => {
+                let reason = format!("token id {id} is not in the vocabulary of {} tokens", self.vocab_size);
+                Err(Error::Invalid { field: field.to_string(), reason })
+            }
+        }
+    }
+
+    /// The tokens of a text, for `/tokenize`: never truncated.
+    pub fn tokenize(&self, text: &str, add_special_tokens: bool) -> Result<Vec<Token>> {
+        let invalid = |e: tokenizers::Error| Error::Invalid { field: "inputs".to_string(), reason: e.to_string() };
+        let encoding = self.tokenizer.encode_char_offsets(text, add_special_tokens).map_err(invalid)?;
+        let special = encoding.get_special_tokens_mask();
+        let chars: Vec<char> = text.chars().collect();
+        let words = encoding.get_ids().iter().zip(encoding.get_tokens()).zip(encoding.get_offsets()).zip(special);
+        Ok(words
+            .map(|(((&id, token), &(start, stop)), &special)| {
+                let special = special == 1;
+                // The text as the client wrote it where there is one, the vocabulary's form elsewhere.
+                let written: String = if special { token.clone() } else { chars[start..stop].iter().collect() };
+                Token {
+                    id,
+                    text: written,
+                    special,
+                    start: (!special).then_some(start),
+                    stop: (!special).then_some(stop),
+                }
+            })
+            .collect())
+    }
+
+    /// The text of ids, for `/decode`. Errors: `Invalid` for an id >= vocab_size.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
+        self.check_ids(ids, "ids")?;
+        self.tokenizer
+            .decode(ids, skip_special_tokens)
+            .map_err(|e| Error::Invalid { field: "ids".to_string(), reason: e.to_string() })
+    }
+}

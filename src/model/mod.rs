@@ -1,0 +1,91 @@
+//! From a folder to a running model: manifest, repository, weights, tokenizer, architectures.
+//!
+//! The contract between the queue and a device is [`Backend`] and [`InFlight`]; all of `serve` is
+//! written against these two and can be tested with a model that computes nothing.
+
+pub mod encode;
+pub mod manifest;
+pub mod pack;
+pub mod repository;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::Result;
+use crate::request::ModelName;
+use encode::Encoder;
+use pack::PackedInput;
+
+/// A model on one device. Shared by the worker and by whoever asks what it is.
+pub trait Backend: Send + Sync + 'static {
+    /// Starts the forward of a packed batch and returns without waiting for the device where it can.
+    ///
+    /// Blocks: a CPU device computes here. The next batch may be launched before this one is finished.
+    /// Errors: [`crate::Error::Shape`] for a batch that breaks [`PackedInput`]'s rules, [`crate::Error::Forward`]
+    /// for the device's own failures. May panic on a bug: the worker catches it.
+    fn launch(&self, batch: PackedInput) -> Result<Box<dyn InFlight>>;
+}
+
+/// A launched batch. Dropping it abandons the results, not the computation.
+pub trait InFlight: Send {
+    /// Waits for the device and copies the rows to the host.
+    fn finish(self: Box<Self>) -> Result<Rows>;
+}
+
+/// The result of a batch: row i answers sequence i.
+///
+/// Shapes: `values` holds the rows one after another; row i is `values[offsets[i]..offsets[i + 1]]`,
+/// `offsets` [num_seqs + 1]. Rows differ in length when their requests asked for different `dimensions`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Rows {
+    pub values: Vec<f32>,
+    pub offsets: Vec<usize>,
+}
+
+impl Rows {
+    /// Number of rows.
+    pub fn num_rows(&self) -> usize {
+        self.offsets.len().saturating_sub(1)
+    }
+
+    /// Row `i`, i < num_rows.
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.values[self.offsets[i]..self.offsets[i + 1]]
+    }
+}
+
+/// What clients and operators may know of a loaded model.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct ModelInfo {
+    pub name: ModelName,
+    pub version: String,
+    /// "embed" for now; the manifest's `task`.
+    pub task: String,
+    /// "bert", "xlm-roberta", ...: the manifest's or `config.json`'s `model_type`.
+    pub architecture: String,
+    /// "f32", "f16", "bf16": what is computed in, not what the file holds.
+    pub dtype: String,
+    /// "cpu", "cuda:0".
+    pub device: String,
+    pub hidden_size: usize,
+    pub vocab_size: usize,
+    /// Longest sequence in tokens, special tokens included.
+    pub max_seq_len: usize,
+    pub pooling: pack::Pooling,
+    /// What `EmbedParams::normalize: None` means.
+    pub normalize: bool,
+    /// Prompt name to prompt text.
+    pub prompts: BTreeMap<String, String>,
+    pub default_prompt: Option<String>,
+    pub licence: Option<String>,
+    /// Unix seconds of the model's files, for OpenAI's `created`.
+    pub created: u64,
+}
+
+/// A model ready to serve.
+#[derive(Clone)]
+pub struct LoadedModel {
+    pub info: Arc<ModelInfo>,
+    pub encoder: Arc<Encoder>,
+    pub backend: Arc<dyn Backend>,
+}

@@ -1,0 +1,109 @@
+//! The host form of a batch: sequences flat, one after another, no padding anywhere.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// A batch as the model takes it.
+///
+/// ```text
+/// sequences   [101 7592 102] [101 2088 999 102]
+/// input_ids    101 7592 102   101 2088 999 102      [total_tokens]
+/// cu_seqlens   0              3                7    [num_seqs + 1]
+/// ```
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PackedInput {
+    /// [total_tokens], each < vocab_size.
+    pub input_ids: Vec<u32>,
+    /// [total_tokens]; all 0 for models without segments.
+    pub token_type_ids: Vec<u32>,
+    /// [num_seqs + 1], first 0, strictly rising, last total_tokens. Positions are derived from it.
+    pub cu_seqlens: Vec<u32>,
+    /// [num_seqs]: the form of each result row.
+    pub rows: Vec<RowSpec>,
+}
+
+/// The form of one result row, with nothing left to default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowSpec {
+    /// Scale to length 1, after the cut.
+    pub normalize: bool,
+    /// Keep the first so many values; 1..=hidden_size.
+    pub dimensions: usize,
+}
+
+/// How a sequence's token vectors become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pooling {
+    /// The first token's vector.
+    Cls,
+    Mean,
+    /// The largest value of each dimension.
+    Max,
+    LastToken,
+    /// Token at position i (from 1) has weight i: SGPT, Muennighoff 2022, section 4.
+    WeightedMean,
+}
+
+impl PackedInput {
+    pub fn num_seqs(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub fn total_tokens(&self) -> usize {
+        self.input_ids.len()
+    }
+
+    /// Length in tokens of the longest sequence; 0 for an empty batch.
+    pub fn max_seqlen(&self) -> usize {
+        self.cu_seqlens.windows(2).map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0)
+    }
+
+    /// Adds one sequence at the end. `token_type_ids` empty means all 0.
+    pub fn push(&mut self, input_ids: &[u32], token_type_ids: &[u32], row: RowSpec) {
+        if self.cu_seqlens.is_empty() {
+            self.cu_seqlens.push(0);
+        }
+        self.input_ids.extend_from_slice(input_ids);
+        self.token_type_ids.extend_from_slice(token_type_ids);
+        self.token_type_ids.resize(self.input_ids.len(), 0);
+        self.cu_seqlens.push(self.input_ids.len() as u32);
+        self.rows.push(row);
+    }
+
+    /// Checks the rules stated on the fields, once, before anything is launched.
+    ///
+    /// Errors: [`Error::Shape`] naming the field that breaks its rule.
+    pub fn check(&self, vocab_size: usize, max_seq_len: usize, hidden_size: usize) -> Result<()> {
+        let shape = |operand, expected: String, got: String| Error::Shape { op: "pack", operand, expected, got };
+        let total = self.total_tokens();
+        if self.token_type_ids.len() != total {
+            return Err(shape("token_type_ids", total.to_string(), self.token_type_ids.len().to_string()));
+        }
+        if self.cu_seqlens.len() != self.num_seqs() + 1
+            || self.cu_seqlens.first() != Some(&0)
+            || self.cu_seqlens.last().map(|&n| n as usize) != Some(total)
+        {
+            let got = format!("{} bounds, last {:?}", self.cu_seqlens.len(), self.cu_seqlens.last());
+            return Err(shape("cu_seqlens", format!("{} bounds, last {total}", self.num_seqs() + 1), got));
+        }
+        for w in self.cu_seqlens.windows(2) {
+            let rising = w[0] < w[1];
+            if !rising || (w[1] - w[0]) as usize > max_seq_len {
+                return Err(shape(
+                    "cu_seqlens",
+                    format!("steps of 1 to {max_seq_len}"),
+                    format!("{} to {}", w[0], w[1]),
+                ));
+            }
+        }
+        if let Some(id) = self.input_ids.iter().find(|&&id| id as usize >= vocab_size) {
+            return Err(shape("input_ids", format!("< {vocab_size}"), id.to_string()));
+        }
+        if let Some(row) = self.rows.iter().find(|r| r.dimensions == 0 || r.dimensions > hidden_size) {
+            return Err(shape("rows.dimensions", format!("1 to {hidden_size}"), row.dimensions.to_string()));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,1 @@
+//! The folder of models: finding, listing, checking and loading them.

@@ -1,0 +1,47 @@
+//! What a client gets, in words no protocol owns. Plain values, no I/O.
+
+use std::time::Duration;
+
+use crate::request::ModelName;
+
+/// Embeddings of one request, in the order of its inputs.
+#[derive(Debug, Clone)]
+pub struct Output {
+    pub model: ModelName,
+    /// One vector an input; f32, `dimensions` or hidden_size values.
+    pub rows: Vec<Vec<f32>>,
+    pub usage: Usage,
+    pub phases: Phases,
+}
+
+/// What was counted on the way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens computed, special tokens included, over all inputs.
+    pub num_tokens: usize,
+    /// Unicode scalar values of all text inputs.
+    pub num_chars: usize,
+}
+
+/// Where the time went. Of several inputs, each phase is the mean over them (as TEI reports).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Phases {
+    pub tokenize: Duration,
+    /// From the push to the launch of the batch.
+    pub queue: Duration,
+    /// From the launch to the rows on the host.
+    pub inference: Duration,
+    /// From the body parsed to the output ready.
+    pub total: Duration,
+}
+
+/// One token of a text, as `/tokenize` answers it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    pub id: u32,
+    pub text: String,
+    pub special: bool,
+    /// Offsets in Unicode scalar values, `None` for tokens the tokenizer added.
+    pub start: Option<usize>,
+    pub stop: Option<usize>,
+}

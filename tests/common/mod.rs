@@ -1,0 +1,4 @@
+//! Shared by the tests and benches.
+#![allow(dead_code)] // each test binary uses its own part
+
+pub mod fake;
