@@ -1,7 +1,6 @@
 //! The host form of a batch: sequences flat, one after another, no padding anywhere.
 
-use serde::{Deserialize, Serialize};
-
+pub use crate::ops::pool::{Pooling, RowSpec};
 use crate::{Error, Result};
 
 /// A batch as the model takes it.
@@ -21,29 +20,6 @@ pub struct PackedInput {
     pub cu_seqlens: Vec<u32>,
     /// [num_seqs]: the form of each result row.
     pub rows: Vec<RowSpec>,
-}
-
-/// The form of one result row, with nothing left to default.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RowSpec {
-    /// Scale to length 1, after the cut.
-    pub normalize: bool,
-    /// Keep the first so many values; 1..=hidden_size.
-    pub dimensions: usize,
-}
-
-/// How a sequence's token vectors become one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Pooling {
-    /// The first token's vector.
-    Cls,
-    Mean,
-    /// The largest value of each dimension.
-    Max,
-    LastToken,
-    /// Token at position i (from 1) has weight i: SGPT, Muennighoff 2022, section 4.
-    WeightedMean,
 }
 
 impl PackedInput {

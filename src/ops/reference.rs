@@ -1,0 +1,160 @@
+//! The slow compositions of plain candle ops: what each op means, on any device and in any dtype.
+//!
+//! The CPU forwards are tested against these, and a device without a kernel of its own computes with
+//! them. Each takes operands the op's `forward` has already checked.
+
+use candle_core::{D, DType, Device, IndexOp, Tensor};
+
+use super::CuSeqlens;
+use super::attention::Mask;
+use super::linear::Activation;
+use super::pool::{Pooling, RowSpec};
+use crate::Result;
+
+/// `activation(x weightᵀ + bias)`.
+///
+/// Shapes: `x` [m, in]; `weight` [out, in]; `bias` [out]. Returns [m, out].
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
+    let mut y = x.matmul(&weight.t()?)?;
+    if let Some(bias) = bias {
+        y = y.broadcast_add(bias)?;
+    }
+    Ok(match activation {
+        Activation::None => y,
+        Activation::Gelu => y.gelu_erf()?,
+        Activation::GeluTanh => y.gelu()?,
+        Activation::Relu => y.relu()?,
+        Activation::Silu => y.silu()?,
+        Activation::Tanh => y.tanh()?,
+    })
+}
+
+/// `softmax(scale q kᵀ + bias) v` of each sequence and head by itself, softmax in f32.
+///
+/// Shapes: `qkv` [total_tokens, 3 * num_heads * head_dim]; `distance_bias` [num_heads, 2 * max_seq_len - 1].
+/// Returns [total_tokens, num_heads * head_dim].
+pub fn attention(
+    qkv: &Tensor,
+    cu_seqlens: &CuSeqlens,
+    num_heads: usize,
+    head_dim: usize,
+    scale: f64,
+    distance_bias: Option<&Tensor>,
+    mask: Mask,
+) -> Result<Tensor> {
+    let width = num_heads * head_dim;
+    let mut outputs = Vec::with_capacity(cu_seqlens.num_seqs());
+    for range in cu_seqlens.ranges() {
+        let len = range.len();
+        let rows = qkv.narrow(0, range.start, len)?;
+        // [len, width] -> [num_heads, len, head_dim]
+        let part = |i: usize| -> candle_core::Result<Tensor> {
+            rows.narrow(1, i * width, width)?.reshape((len, num_heads, head_dim))?.transpose(0, 1)?.contiguous()
+        };
+        let (q, k, v) = (part(0)?, part(1)?, part(2)?);
+        let mut scores = (q.matmul(&k.t()?)?.to_dtype(DType::F32)? * scale)?;
+        if let Some(bias) = distance_bias {
+            scores = (scores + expand_distance_bias(bias, len)?)?;
+        }
+        if mask == Mask::Causal {
+            scores = scores.broadcast_add(&causal_mask(len, qkv.device())?)?;
+        }
+        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(v.dtype())?;
+        outputs.push(weights.matmul(&v)?.transpose(0, 1)?.reshape((len, width))?);
+    }
+    Ok(Tensor::cat(&outputs, 0)?)
+}
+
+/// [num_heads, 2 * max_seq_len - 1] by distance -> [num_heads, len, len] by query and key.
+fn expand_distance_bias(bias: &Tensor, len: usize) -> Result<Tensor> {
+    let max_seq_len = bias.dim(1)?.div_ceil(2);
+    let idx: Vec<u32> =
+        (0..len).flat_map(|query| (0..len).map(move |key| (key + max_seq_len - 1 - query) as u32)).collect();
+    let idx = Tensor::from_vec(idx, len * len, bias.device())?;
+    Ok(bias.index_select(&idx, 1)?.reshape((bias.dim(0)?, len, len))?.to_dtype(DType::F32)?)
+}
+
+/// [len, len] f32: 0 where the key is not after the query, else minus infinity.
+fn causal_mask(len: usize, device: &Device) -> Result<Tensor> {
+    let values: Vec<f32> =
+        (0..len).flat_map(|query| (0..len).map(move |key| if key > query { f32::NEG_INFINITY } else { 0.0 })).collect();
+    Ok(Tensor::from_vec(values, (len, len), device)?)
+}
+
+/// `LayerNorm(x + residual) * weight + bias`, mean and variance in f32.
+///
+/// Shapes: `x`, `residual` [m, hidden_size]; `weight`, `bias` [hidden_size]. Returns [m, hidden_size].
+pub fn add_layer_norm(
+    x: &Tensor,
+    residual: Option<&Tensor>,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f64,
+) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let x = match residual {
+        Some(residual) => (x + residual)?,
+        None => x.clone(),
+    };
+    let x = x.to_dtype(DType::F32)?;
+    let centred = x.broadcast_sub(&x.mean_keepdim(1)?)?;
+    let variance = centred.sqr()?.mean_keepdim(1)?;
+    let normed = centred.broadcast_div(&(variance + eps)?.sqrt()?)?.to_dtype(dtype)?;
+    Ok(normed.broadcast_mul(weight)?.broadcast_add(bias)?)
+}
+
+/// Sum of the word, position and token-type rows of each token, before LayerNorm.
+///
+/// Shapes: `input_ids`, `token_type_ids` [total_tokens] u32. Returns [total_tokens, hidden_size].
+pub fn embedding_sum(
+    word: &Tensor,
+    position: &Tensor,
+    token_type: Option<&Tensor>,
+    position_offset: usize,
+    input_ids: &Tensor,
+    token_type_ids: Option<&Tensor>,
+    cu_seqlens: &CuSeqlens,
+) -> Result<Tensor> {
+    let positions: Vec<u32> =
+        cu_seqlens.ranges().flat_map(|r| (0..r.len()).map(|i| (i + position_offset) as u32)).collect();
+    let positions = Tensor::from_vec(positions, cu_seqlens.total_tokens(), input_ids.device())?;
+    let mut sum = (word.index_select(input_ids, 0)? + position.index_select(&positions, 0)?)?;
+    if let Some(table) = token_type {
+        sum = match token_type_ids {
+            Some(ids) => (sum + table.index_select(ids, 0)?)?,
+            None => sum.broadcast_add(&table.i(0)?)?,
+        };
+    }
+    Ok(sum)
+}
+
+/// One vector a sequence, cut and scaled as its row asks; see [`super::pool::pool`].
+pub fn pool(hidden: &Tensor, cu_seqlens: &CuSeqlens, pooling: Pooling, rows: &[RowSpec]) -> Result<Tensor> {
+    let hidden_size = hidden.dim(1)?;
+    let mut pooled = Vec::with_capacity(rows.len());
+    for (range, row) in cu_seqlens.ranges().zip(rows) {
+        let len = range.len();
+        let tokens = hidden.narrow(0, range.start, len)?.to_dtype(DType::F32)?;
+        let vector = match pooling {
+            Pooling::Cls => tokens.i(0)?,
+            Pooling::LastToken => tokens.i(len - 1)?,
+            Pooling::Mean => tokens.mean(0)?,
+            Pooling::Max => tokens.max(0)?,
+            Pooling::WeightedMean => {
+                let total = (len * (len + 1) / 2) as f32;
+                let weights: Vec<f32> = (1..=len).map(|i| i as f32 / total).collect();
+                let weights = Tensor::from_vec(weights, (1, len), hidden.device())?;
+                weights.matmul(&tokens)?.i(0)?
+            }
+        };
+        let mut vector = vector.narrow(0, 0, row.dimensions)?;
+        if row.normalize {
+            let norm = vector.sqr()?.sum_all()?.sqrt()?.to_scalar::<f32>()?;
+            if norm != 0.0 {
+                vector = (vector / f64::from(norm))?;
+            }
+        }
+        pooled.push(vector.pad_with_zeros(0, 0, hidden_size - row.dimensions)?);
+    }
+    Ok(Tensor::stack(&pooled, 0)?)
+}
