@@ -1,1 +1,85 @@
 //! The commands: thin, over the library.
+
+pub mod config;
+pub mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Sources;
+use crate::metrics::BUILD;
+
+/// A model-serving server: embeddings over the OpenAI and text-embeddings-inference APIs.
+///
+/// Without a command it serves the models of the repository. Settings come from eremois.toml, from
+/// EREMOIS_<SECTION>__<KEY> variables and from --set; `eremois config show` explains every one.
+#[derive(Debug, Parser)]
+#[command(name = "eremois", disable_version_flag = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+
+    /// Print version, commit and features.
+    #[arg(short = 'V', long)]
+    version: bool,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// Where settings are read from; the same for every command.
+#[derive(Debug, Args)]
+struct Global {
+    /// The settings file [default: eremois.toml, if there is one; or what EREMOIS_CONFIG names].
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// One setting, over file and environment; may be repeated. Example: --set ai.max_batch_size=8
+    #[arg(long, global = true, value_name = "SECTION.KEY=VALUE")]
+    set: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the models of the repository (what no command does, too).
+    Serve,
+    /// Show or check the settings.
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Print version, commit and features.
+    Version,
+}
+
+/// Exit status of a command that could not be carried out: a bad setting, a bad model, a port in use.
+pub const FAILURE: u8 = 1;
+
+/// Runs what the process's arguments say.
+///
+/// Returns 0 for success, 1 for a failure told on standard error, 2 for wrong arguments.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if cli.version {
+        return version();
+    }
+    let sources = Sources::of_process(cli.global.config, cli.global.set);
+    match cli.command.unwrap_or(Command::Serve) {
+        Command::Serve => serve::run(sources),
+        Command::Config(command) => config::run(command, sources),
+        Command::Version => version(),
+    }
+}
+
+fn version() -> ExitCode {
+    println!("eremois {} (commit {}, features: {})", BUILD.version, BUILD.commit, BUILD.features);
+    ExitCode::SUCCESS
+}
+
+/// Tells people what went wrong, one line a fault.
+fn fail(error: &impl std::fmt::Display) -> ExitCode {
+    for line in error.to_string().lines() {
+        eprintln!("eremois: {line}");
+    }
+    ExitCode::from(FAILURE)
+}

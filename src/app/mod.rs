@@ -1,1 +1,3 @@
 //! The one place where parts are joined and drained.
+
+pub mod logs;

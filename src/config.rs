@@ -1,1 +1,0 @@
-//! Settings: raw as typed, then checked once, all faults reported together.

@@ -1,0 +1,158 @@
+//! Settings: raw as typed, then checked once, all faults reported together.
+//!
+//! One table, [`keys::KEYS`], says what every key is called, where its value lives, what it means and
+//! whether it can change while the server runs. Reading, `eremois config show`, `eremois config check`,
+//! the reference in `docs/config.md` and reloading all walk that table: there is no second list.
+//!
+//! A value comes from the last of: the default, the file, the environment, `--set`.
+
+pub mod keys;
+pub mod read;
+pub mod reload;
+pub mod show;
+pub mod values;
+pub mod words;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::serve::policy::BatchLimits;
+pub use read::{Loaded, Origin, Sources};
+use values::ByteSize;
+use words::{ApiVersion, CacheUrl, DatabaseUrl, Device, HttpUrl, LogFilter, LogFormat};
+
+/// Every setting, checked. `docs/config.md` describes each one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    pub api: Api,
+    pub database: Database,
+    pub cache: Cache,
+    pub ai: Ai,
+    pub log: Log,
+}
+
+/// `[api]`: what clients reach and how much they may ask for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Api {
+    pub listen: SocketAddr,
+    pub grpc_listen: Option<SocketAddr>,
+    pub url: Option<HttpUrl>,
+    pub version: ApiVersion,
+    pub timeout: Duration,
+    pub max_body_bytes: ByteSize,
+    pub max_client_batch_size: usize,
+    pub drain_timeout: Duration,
+}
+
+/// `[database]`: where inferences, jobs and keys are kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Database {
+    pub url: DatabaseUrl,
+    pub path: PathBuf,
+    pub pool_size: usize,
+    pub replica_set: Option<String>,
+}
+
+/// `[cache]`: where results already computed are kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cache {
+    pub url: CacheUrl,
+    pub ttl: Duration,
+}
+
+/// `[ai]`: what is served, on what, in what batches.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ai {
+    /// Empty: all of the repository.
+    pub models: Vec<String>,
+    pub models_dir: PathBuf,
+    pub default_model: Option<String>,
+    pub device: Device,
+    pub model_endpoint: Option<HttpUrl>,
+    pub max_batch_size: usize,
+    pub max_batch_tokens: usize,
+    pub max_queue_delay: Duration,
+    pub max_queue_size: usize,
+    pub heartbeat_interval: Duration,
+    pub heartbeat_timeout: Duration,
+}
+
+impl Ai {
+    /// The batching limits of models whose manifest says nothing else.
+    pub fn limits(&self) -> BatchLimits {
+        BatchLimits {
+            max_batch_size: self.max_batch_size,
+            max_batch_tokens: self.max_batch_tokens,
+            max_queue_delay: self.max_queue_delay,
+            max_queue_size: self.max_queue_size,
+        }
+    }
+}
+
+/// `[log]`: what is written to standard error.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Log {
+    pub format: LogFormat,
+    pub filter: LogFilter,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            api: Api {
+                // Loopback: a server without keys is not offered to a network unless told to.
+                listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+                grpc_listen: None,
+                url: None,
+                version: ApiVersion::V1,
+                timeout: Duration::from_secs(30),
+                max_body_bytes: ByteSize(2 << 20),
+                max_client_batch_size: 1024,
+                // Under the 30 s an orchestrator commonly waits before it kills.
+                drain_timeout: Duration::from_secs(25),
+            },
+            database: Database {
+                url: DatabaseUrl::Embedded,
+                path: PathBuf::from("data"),
+                pool_size: 16,
+                replica_set: None,
+            },
+            cache: Cache { url: CacheUrl::Memory, ttl: Duration::from_secs(3600) },
+            ai: Ai {
+                models: Vec::new(),
+                models_dir: PathBuf::from("models"),
+                default_model: None,
+                device: Device::Auto,
+                model_endpoint: None,
+                max_batch_size: 32,
+                // About half a second of two CPU cores with a model of MiniLM's size: warm-up at the
+                // limits stays short, and a longer batch would win no throughput there.
+                max_batch_tokens: 4096,
+                max_queue_delay: Duration::ZERO,
+                max_queue_size: 4096,
+                heartbeat_interval: Duration::from_secs(5),
+                heartbeat_timeout: Duration::from_secs(30),
+            },
+            log: Log { format: LogFormat::Human, filter: LogFilter("info".to_string()) },
+        }
+    }
+}
+
+/// Where models are pulled from, and who asks.
+///
+/// Not in the table: `HF_ENDPOINT` and `HF_TOKEN` are the names every hub tool reads.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Hub {
+    /// `ai.model_endpoint`, else `HF_ENDPOINT`, else `None` for the hub's own address.
+    pub endpoint: Option<String>,
+    /// `HF_TOKEN`, for gated and private models. Never shown.
+    pub token: Option<String>,
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let token = self.token.as_ref().map(|_| "***");
+        f.debug_struct("Hub").field("endpoint", &self.endpoint).field("token", &token).finish()
+    }
+}

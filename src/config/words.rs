@@ -1,0 +1,221 @@
+//! The kinds of values only this server knows: addresses of services, devices, log filters.
+
+use super::values::{Field, Raw, TextValue, quote, set_text, text_field};
+
+text_field!(ApiVersion, DatabaseUrl, CacheUrl, Device, LogFormat, LogFilter);
+
+/// The version of the application API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ApiVersion {
+    V1,
+}
+
+impl TextValue for ApiVersion {
+    const FORM: &'static str = "v1";
+    fn parse(text: &str) -> Result<Self, String> {
+        if text == "v1" { Ok(Self::V1) } else { Err(format!("this server speaks v1, got {text:?}")) }
+    }
+    fn text(&self) -> String {
+        "v1".to_string()
+    }
+}
+
+/// An http or https address without a trailing slash.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HttpUrl(pub String);
+
+impl TextValue for HttpUrl {
+    const FORM: &'static str = "an http:// or https:// address";
+    fn parse(text: &str) -> Result<Self, String> {
+        let fault = |why: &str| format!("expected {}, got {text:?}{why}", Self::FORM);
+        let url = url::Url::parse(text).map_err(|e| fault(&format!(": {e}")))?;
+        match url.scheme() {
+            "http" | "https" => Ok(Self(text.trim_end_matches('/').to_string())),
+            _ => Err(fault("")),
+        }
+    }
+    fn text(&self) -> String {
+        mask(&self.0)
+    }
+}
+
+/// The address with its password replaced by `***`.
+fn mask(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_string() };
+    let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    // The last @ ends the user part: passwords may hold one.
+    let Some(at) = rest[..authority_end].rfind('@') else { return url.to_string() };
+    match rest[..at].split_once(':') {
+        Some((user, _)) => format!("{scheme}://{user}:***{}", &rest[at..]),
+        None => url.to_string(),
+    }
+}
+
+/// Where results are kept.
+#[derive(Clone, PartialEq, Eq)]
+pub enum DatabaseUrl {
+    Embedded,
+    /// A connection string, which may carry a password.
+    Mongo(String),
+}
+
+impl TextValue for DatabaseUrl {
+    const FORM: &'static str = "`embedded`, or mongodb:// or mongodb+srv:// and a host";
+    fn parse(text: &str) -> Result<Self, String> {
+        if text == "embedded" {
+            return Ok(Self::Embedded);
+        }
+        // Several hosts with ports make a valid connection string and no valid URL: the driver reads the rest.
+        let rest = text.strip_prefix("mongodb://").or_else(|| text.strip_prefix("mongodb+srv://"));
+        match rest {
+            Some(rest) if !rest.is_empty() && !rest.starts_with(['/', '?']) => Ok(Self::Mongo(text.to_string())),
+            _ => Err(format!("expected {}, got {:?}", Self::FORM, mask(text))),
+        }
+    }
+    fn text(&self) -> String {
+        match self {
+            Self::Embedded => "embedded".to_string(),
+            Self::Mongo(url) => mask(url),
+        }
+    }
+}
+
+/// Where results already computed are kept.
+#[derive(Clone, PartialEq, Eq)]
+pub enum CacheUrl {
+    Memory,
+    /// An address, which may carry a password.
+    Redis(String),
+}
+
+impl TextValue for CacheUrl {
+    const FORM: &'static str = "`memory`, or redis:// or rediss:// and a host";
+    fn parse(text: &str) -> Result<Self, String> {
+        if text == "memory" {
+            return Ok(Self::Memory);
+        }
+        let redis = text.starts_with("redis://") || text.starts_with("rediss://");
+        match url::Url::parse(text) {
+            Ok(url) if redis && url.has_host() => Ok(Self::Redis(text.to_string())),
+            _ => Err(format!("expected {}, got {:?}", Self::FORM, mask(text))),
+        }
+    }
+    fn text(&self) -> String {
+        match self {
+            Self::Memory => "memory".to_string(),
+            Self::Redis(url) => mask(url),
+        }
+    }
+}
+
+/// What to compute on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Device {
+    Auto,
+    Cpu,
+    /// Ordinals of GPUs; empty for all.
+    Cuda(Vec<usize>),
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&TextValue::text(self))
+    }
+}
+
+impl TextValue for Device {
+    const FORM: &'static str = "auto, cpu, cuda or cuda:N,N";
+    fn parse(text: &str) -> Result<Self, String> {
+        let fault = || format!("expected {}, got {text:?}", Self::FORM);
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(Vec::new())),
+            _ => {
+                let ordinals = text.strip_prefix("cuda:").ok_or_else(fault)?;
+                let mut seen = Vec::new();
+                for ordinal in ordinals.split(',') {
+                    let ordinal = ordinal.trim().parse().map_err(|_| fault())?;
+                    if seen.contains(&ordinal) {
+                        return Err(format!("GPU {ordinal} is named twice in {text:?}"));
+                    }
+                    seen.push(ordinal);
+                }
+                Ok(Self::Cuda(seen))
+            }
+        }
+    }
+    fn text(&self) -> String {
+        match self {
+            Self::Auto => "auto".to_string(),
+            Self::Cpu => "cpu".to_string(),
+            Self::Cuda(ordinals) if ordinals.is_empty() => "cuda".to_string(),
+            Self::Cuda(ordinals) => {
+                let ordinals: Vec<String> = ordinals.iter().map(usize::to_string).collect();
+                format!("cuda:{}", ordinals.join(","))
+            }
+        }
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Human,
+    Json,
+}
+
+impl TextValue for LogFormat {
+    const FORM: &'static str = "human or json";
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "human" => Ok(Self::Human),
+            "json" => Ok(Self::Json),
+            _ => Err(format!("expected {}, got {text:?}", Self::FORM)),
+        }
+    }
+    fn text(&self) -> String {
+        match self {
+            Self::Human => "human".to_string(),
+            Self::Json => "json".to_string(),
+        }
+    }
+}
+
+/// Directives of a log filter, known to parse.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFilter(pub String);
+
+impl TextValue for LogFilter {
+    const FORM: &'static str = "a level, or levels by module such as info,eremois::serve=debug";
+    fn parse(text: &str) -> Result<Self, String> {
+        let fault = |why: String| format!("expected {}, got {text:?}{why}", Self::FORM);
+        // A bare word that is no level would be taken for a module's name and silence everything else.
+        let levels = ["off", "error", "warn", "info", "debug", "trace"];
+        for part in text.split(',').map(str::trim) {
+            if !part.contains(['=', ':', '[']) && !levels.contains(&part.to_ascii_lowercase().as_str()) {
+                return Err(fault(format!(": {part:?} is no level")));
+            }
+        }
+        match tracing_subscriber::EnvFilter::try_new(text) {
+            Ok(_) => Ok(Self(text.to_string())),
+            Err(e) => Err(fault(format!(": {e}"))),
+        }
+    }
+    fn text(&self) -> String {
+        self.0.clone()
+    }
+}
+
+/// Passwords stay out of logs, so the derived form is not good enough.
+macro_rules! masked_debug {
+    ($($t:ty),*) => {$(
+        impl std::fmt::Debug for $t {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(&TextValue::text(self))
+            }
+        }
+    )*};
+}
+
+masked_debug!(HttpUrl, DatabaseUrl, CacheUrl);
