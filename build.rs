@@ -14,7 +14,9 @@ fn main() {
 /// `None` outside git, or without git: a source archive builds as well.
 fn commit() -> Option<String> {
     // A worktree keeps HEAD in one folder and the branches in another.
-    for (folder, watched) in [("--git-dir", "HEAD"), ("--git-common-dir", "refs/heads"), ("--git-common-dir", "packed-refs")] {
+    for (folder, watched) in
+        [("--git-dir", "HEAD"), ("--git-common-dir", "refs/heads"), ("--git-common-dir", "packed-refs")]
+    {
         let path = Path::new(&git(&["rev-parse", folder])?).join(watched);
         if path.exists() {
             println!("cargo:rerun-if-changed={}", path.display());

@@ -131,7 +131,8 @@ impl Process {
     /// Source: proc(5), "stat", "status" and "limits".
     fn parse(stat: &str, status: &str, limits: &str) -> Self {
         // The second field is the command in brackets and may hold spaces and brackets itself.
-        let fields: Vec<&str> = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
+        let fields: Vec<&str> =
+            stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
         // proc(5) counts from 1 and the first field left here is its third.
         let ticks = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
         let time = |ticks: u64| Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND);
@@ -189,7 +190,8 @@ mod tests {
     fn reads_stat_of_a_command_with_brackets_and_spaces() {
         let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194304 100 0 0 0 250 50 0 0 20 0 4 0 12345 1000 10 18446744073709551615";
         let status = "Name:\ta\nVmRSS:\t    2048 kB\nThreads:\t4\n";
-        let limits = "Limit  Soft Limit  Hard Limit  Units\nMax open files            1024                 4096  files\n";
+        let limits =
+            "Limit  Soft Limit  Hard Limit  Units\nMax open files            1024                 4096  files\n";
         let process = Process::parse(stat, status, limits);
         assert_eq!(process.cpu, Some(Duration::from_secs(3)));
         assert_eq!(process.start, Some(Duration::from_millis(123_450)));

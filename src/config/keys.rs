@@ -52,9 +52,15 @@ pub fn variable(section: &str, name: &str) -> String {
 /// The sections in the order they are shown, with what each is about.
 pub const SECTIONS: &[(&str, &str)] = &[
     ("api", "What clients reach, and how much they may ask for."),
-    ("database", "Where inferences, jobs and keys are kept. Parsed and checked now; used once the server keeps results."),
+    (
+        "database",
+        "Where inferences, jobs and keys are kept. Parsed and checked now; used once the server keeps results.",
+    ),
     ("cache", "Where results already computed are kept. Parsed and checked now; used once the server keeps results."),
-    ("ai", "What is served, on what device, in what batches. A model's manifest.toml may override the batching limits."),
+    (
+        "ai",
+        "What is served, on what device, in what batches. A model's manifest.toml may override the batching limits.",
+    ),
     ("log", "What is written to standard error."),
 ];
 

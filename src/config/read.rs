@@ -280,9 +280,7 @@ impl Reader {
 /// Variables that begin like ours and are not settings: the file's own, those of the tests, and those an
 /// orchestrator sets for a service that is called eremois.
 fn is_foreign(rest: &str) -> bool {
-    rest == "CONFIG"
-        || rest == "PORT"
-        || ["PORT_", "SERVICE_", "TEST_"].iter().any(|prefix| rest.starts_with(prefix))
+    rest == "CONFIG" || rest == "PORT" || ["PORT_", "SERVICE_", "TEST_"].iter().any(|prefix| rest.starts_with(prefix))
 }
 
 type Entry<'a, 'i> = (&'a Spanned<DeString<'i>>, &'a Spanned<DeValue<'i>>);
