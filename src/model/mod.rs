@@ -7,6 +7,7 @@ pub mod encode;
 pub mod manifest;
 pub mod pack;
 pub mod repository;
+mod section;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
