@@ -29,6 +29,12 @@ pub trait Backend: Send + Sync + 'static {
 
 /// A launched batch. Dropping it abandons the results, not the computation.
 pub trait InFlight: Send {
+    /// Whether `finish` returns without waiting for the device. The worker finishes such a batch at once
+    /// instead of launching another first: a device that computes in `launch` says true, as here.
+    fn is_ready(&self) -> bool {
+        true
+    }
+
     /// Waits for the device and copies the rows to the host.
     fn finish(self: Box<Self>) -> Result<Rows>;
 }

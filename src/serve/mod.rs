@@ -1,42 +1,102 @@
 //! Admission, waiting, batching, replying. Knows no HTTP and no device: it is written against
 //! [`crate::model::Backend`].
+//!
+//! ```text
+//! handler ── Served::admit: gate, health, room ──▶ encoders ── Push ──▶ Worker
+//!    ▲                                                                  Backlog::take ▶ Batch::pack ▶ launch
+//!    └────────────────── Client::complete ◀──────────────────────────── finish ◀─────────────────────────┘
+//! ```
+//!
+//! A request is admitted whole or refused, before any work is done for it. From then on its [`ticket::Client`]
+//! is answered exactly once: with rows, with an error, or, if every ticket is lost, with `Internal`.
 
+pub mod batch;
+pub mod cost;
+pub mod encoders;
+pub mod fair;
+mod health;
+pub mod metrics;
 pub mod policy;
+pub mod queue;
+mod served;
+pub mod ticket;
+mod trial;
+mod worker;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::Result;
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+
+use crate::model::encode::Encoder;
 use crate::model::{LoadedModel, ModelInfo};
 use crate::output::{Output, Token};
-use crate::request::Request;
+use crate::request::{ModelName, Request};
+use crate::{Error, Result};
+use encoders::EncoderPool;
+pub use health::Health;
 use policy::BatchLimits;
+use queue::Gate;
+use served::Served;
+
+/// Times and sizes of the engine that are not limits of batching.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// An idle device gets a heartbeat this long after its last batch.
+    pub heartbeat_interval: Duration,
+    /// A device that failed its trial is tried again after this.
+    pub retry_interval: Duration,
+    /// A device that works on one batch for longer counts as hung.
+    pub device_timeout: Duration,
+    /// Threads that tokenise. At least 1.
+    pub num_encoders: usize,
+}
 
 /// All models being served: the one door `api` knocks at.
-pub struct Engine {}
-
-/// Whether a model takes requests, and why not.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Health {
-    /// Warming up at the configured limits.
-    Loading,
-    Ready,
-    /// The worker is restarting, or the heartbeat through the device failed.
-    Unhealthy(String),
-    Draining,
+pub struct Engine {
+    default_model: Option<String>,
+    settings: Settings,
+    /// In the order they were added. Readers take a snapshot; `add` replaces it.
+    models: ArcSwap<Vec<Arc<Served>>>,
+    /// Started with the first model, shared by all. Held while a model is added: two at once must not lose
+    /// one of them.
+    encoders: Mutex<Option<Arc<EncoderPool>>>,
+    gate: Arc<Gate>,
 }
 
 impl Engine {
-    /// An engine without models. `default_model` answers requests that name none.
+    /// An engine without models. `default_model` answers requests that name none; without it the model
+    /// added first does.
     pub fn new(default_model: Option<String>) -> Self {
-        let _ = default_model;
-        Self {}
+        Self::with_settings(default_model, Settings::default())
     }
 
-    /// Starts the workers of one model: warm-up at the limits, then ready, then heartbeats.
+    /// As [`Engine::new`], with other times than the usual ones.
+    pub fn with_settings(default_model: Option<String>, settings: Settings) -> Self {
+        let (models, encoders, gate) = (ArcSwap::default(), Mutex::default(), Arc::default());
+        Self { default_model, settings, models, encoders, gate }
+    }
+
+    /// Starts the worker of one model: warm-up at the limits, then ready, then heartbeats. Returns at once;
+    /// until the warm-up is done the model's health is `Loading`.
+    ///
+    /// Errors: `Invalid` for limits the model cannot have and for a name served already; `Internal` if the
+    /// system gives no thread.
     pub fn add(&self, model: LoadedModel, limits: BatchLimits) -> Result<()> {
-        let _ = (model, limits);
-        unimplemented!("issue 2, serve room")
+        let mut pool = self.encoders.lock();
+        let mut models = Vec::clone(&self.models.load());
+        if models.iter().any(|m| m.shared.info.name == model.info.name) {
+            let reason = format!("`{}` is served already", model.info.name);
+            return Err(Error::Invalid { field: "models".to_string(), reason });
+        }
+        let encoders = match &*pool {
+            Some(encoders) => encoders.clone(),
+            None => pool.insert(Arc::new(EncoderPool::new(self.settings.num_encoders)?)).clone(),
+        };
+        models.push(Arc::new(Served::start(model, limits, self.settings.clone(), self.gate.clone(), encoders)?));
+        self.models.store(Arc::new(models));
+        Ok(())
     }
 
     /// Computes embeddings: encodes, queues each input, waits for all rows. Dropping the future drops
@@ -45,64 +105,113 @@ impl Engine {
     /// Errors: those of the request, `QueueFull`, `Loading`, `Draining`, `Unhealthy`, `Deadline`, `Forward`.
     /// One bad input fails its own request only.
     pub async fn embed(&self, request: Request) -> Result<Output> {
-        let _ = request;
-        unimplemented!("issue 2, serve room")
+        let start = Instant::now();
+        self.find(request.model.as_deref())?.embed(request, start).await
     }
 
     /// The tokens of texts, off the async threads.
+    ///
+    /// Errors: `UnknownModel`, `Empty`, `TooLarge`, `QueueFull`, `Draining`, and the encoder's.
     pub async fn tokenize(
         &self,
         model: Option<&str>,
         texts: Vec<String>,
         add_special_tokens: bool,
     ) -> Result<Vec<Vec<Token>>> {
-        let _ = (model, texts, add_special_tokens);
-        unimplemented!("issue 2, serve room")
+        let tokenize = move |encoder: &Encoder, _, text: &String| encoder.tokenize(text, add_special_tokens);
+        self.find(model)?.on_encoders("inputs", texts, String::len, tokenize).await
     }
 
     /// The texts of token ids, off the async threads.
+    ///
+    /// Errors: as [`Engine::tokenize`].
     pub async fn decode(
         &self,
         model: Option<&str>,
         ids: Vec<Vec<u32>>,
         skip_special_tokens: bool,
     ) -> Result<Vec<String>> {
-        let _ = (model, ids, skip_special_tokens);
-        unimplemented!("issue 2, serve room")
+        let decode = move |encoder: &Encoder, _, ids: &Vec<u32>| encoder.decode(ids, skip_special_tokens);
+        self.find(model)?.on_encoders("ids", ids, Vec::len, decode).await
     }
 
     /// What is served, default model first.
     pub fn models(&self) -> Vec<Arc<ModelInfo>> {
-        unimplemented!("issue 2, serve room")
+        let mut infos: Vec<_> = self.models.load().iter().map(|m| m.shared.info.clone()).collect();
+        if let Some(default) = infos.iter().position(|info| Some(&*info.name) == self.default_model.as_deref()) {
+            infos[..=default].rotate_right(1);
+        }
+        infos
     }
 
     /// One model's info. Errors: `UnknownModel`.
     pub fn model(&self, name: Option<&str>) -> Result<Arc<ModelInfo>> {
-        let _ = name;
-        unimplemented!("issue 2, serve room")
+        Ok(self.find(name)?.shared.info.clone())
     }
 
     /// One model's limits in force. Errors: `UnknownModel`.
     pub fn limits(&self, name: Option<&str>) -> Result<Arc<BatchLimits>> {
-        let _ = name;
-        unimplemented!("issue 2, serve room")
+        Ok(self.find(name)?.shared.limits.load_full())
     }
 
-    /// Puts new limits in force for the batches formed from now on. Errors: `UnknownModel`.
+    /// Puts new limits in force for the requests admitted and the batches formed from now on, and logs old
+    /// and new. What waits already stays, also above a smaller `max_queue_size`.
+    ///
+    /// Errors: `UnknownModel`; `Invalid` for limits the model cannot have, which changes nothing.
     pub fn set_limits(&self, name: &str, limits: BatchLimits) -> Result<()> {
-        let _ = (name, limits);
-        unimplemented!("issue 2, serve room")
+        let served = self.find(Some(name))?;
+        limits.check(served.shared.info.max_seq_len)?;
+        let new = Arc::new(limits);
+        let old = served.shared.limits.swap(new.clone());
+        if old != new {
+            tracing::info!(model = name, ?old, ?new, "batching limits changed");
+            // A shorter delay may be over already.
+            served.wake();
+        }
+        Ok(())
     }
 
     /// Each model's name and health.
-    pub fn health(&self) -> Vec<(crate::request::ModelName, Health)> {
-        unimplemented!("issue 2, serve room")
+    pub fn health(&self) -> Vec<(ModelName, Health)> {
+        let now = Instant::now();
+        let health = |m: &Arc<Served>| match self.gate.is_draining() {
+            true => Health::Draining,
+            false => m.shared.vitals.health(now),
+        };
+        self.models.load().iter().map(|m| (m.shared.info.name.clone(), health(m))).collect()
     }
 
     /// Refuses new work with `Draining`, empties the queues until `deadline`, answers what is left with
     /// `Draining`. Returns the number of entries that were not computed.
     pub async fn drain(&self, deadline: Duration) -> usize {
-        let _ = deadline;
-        unimplemented!("issue 2, serve room")
+        self.gate.close();
+        if tokio::time::timeout(deadline, self.gate.emptied()).await.is_ok() {
+            return 0;
+        }
+        let num_left = self.gate.num_accepted();
+        self.gate.abort();
+        self.models.load().iter().for_each(|m| m.wake());
+        // The workers answer as soon as their batch is done. One that hangs in its device never does: nobody
+        // can answer for what is on the device, so the wait has an end.
+        let _ = tokio::time::timeout(LAST_ANSWERS, self.gate.emptied()).await;
+        tracing::warn!(num_left, "the drain's deadline passed; entries were not computed");
+        num_left
+    }
+
+    fn find(&self, name: Option<&str>) -> Result<Arc<Served>> {
+        let models = self.models.load();
+        let wanted = name.or(self.default_model.as_deref());
+        let found = match wanted {
+            Some(wanted) => models.iter().find(|m| &*m.shared.info.name == wanted),
+            None => models.first(),
+        };
+        found.cloned().ok_or_else(|| {
+            let names: Vec<&str> = models.iter().map(|m| &*m.shared.info.name).collect();
+            let served = if names.is_empty() { "none".to_string() } else { names.join(", ") };
+            Error::UnknownModel { model: wanted.unwrap_or("(default)").to_string(), served }
+        })
     }
 }
+
+/// How long a drain waits for the answers to what it gave up.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);

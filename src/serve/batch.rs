@@ -1,0 +1,124 @@
+//! From tickets to the packed form a model takes, and from its rows back to the clients.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::ticket::{Client, Ticket};
+use crate::model::pack::PackedInput;
+use crate::model::{Backend, InFlight, Rows};
+use crate::{Error, Result};
+
+/// Entries that are computed together: ticket i is sequence i.
+pub struct Batch {
+    /// Not empty.
+    pub tickets: Vec<Ticket>,
+}
+
+/// A batch on the device.
+pub struct Launched {
+    pub batch: Batch,
+    pub in_flight: Box<dyn InFlight>,
+    pub num_tokens: usize,
+    pub launched: Instant,
+    /// Time `launch` took: on a device that computes in it, the forward.
+    pub launch_took: Duration,
+}
+
+/// Why a batch has no rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    Failed(String),
+    Panicked(String),
+}
+
+impl Failure {
+    pub fn cause(&self) -> &str {
+        match self {
+            Self::Failed(cause) | Self::Panicked(cause) => cause,
+        }
+    }
+}
+
+impl Batch {
+    /// Lays the sequences one after another. Copies the ids; the tickets keep theirs for a second try.
+    pub fn pack(&self) -> PackedInput {
+        let total_tokens = self.tickets.iter().map(Ticket::num_tokens).sum();
+        let mut packed = PackedInput {
+            input_ids: Vec::with_capacity(total_tokens),
+            token_type_ids: Vec::with_capacity(total_tokens),
+            cu_seqlens: Vec::with_capacity(self.tickets.len() + 1),
+            rows: Vec::with_capacity(self.tickets.len()),
+        };
+        for ticket in &self.tickets {
+            packed.push(&ticket.encoding.input_ids, &ticket.encoding.token_type_ids, ticket.row);
+        }
+        packed
+    }
+
+    /// Hands each client its row. `rows` has one row a ticket.
+    pub fn reply(self, rows: &Rows, launched: Instant, finished: Instant) {
+        let inference = finished - launched;
+        for (i, ticket) in self.tickets.into_iter().enumerate() {
+            let queue = launched.saturating_duration_since(ticket.pushed);
+            ticket.client.complete(ticket.input_idx, rows.row(i).to_vec(), queue, inference);
+        }
+    }
+
+    /// Fails every request that has an entry in this batch.
+    pub fn fail(self, error: &Error) {
+        for ticket in self.tickets {
+            ticket.client.fail(error.clone());
+        }
+    }
+
+    /// Drops the entries nobody waits for any more; `None` if none is left.
+    pub fn still_wanted(mut self, now: Instant) -> Option<Self> {
+        self.tickets.retain(|t| t.client.gone(now).is_none());
+        (!self.tickets.is_empty()).then_some(self)
+    }
+
+    /// Two halves by requests, so that the one whose input breaks the forward can be found; itself again if
+    /// all entries are of one request.
+    pub fn split(self) -> Result<(Self, Self), Self> {
+        let mut clients: Vec<*const Client> = self.tickets.iter().map(|t| Arc::as_ptr(&t.client)).collect();
+        clients.sort_unstable();
+        clients.dedup();
+        if clients.len() < 2 {
+            return Err(self);
+        }
+        let middle = clients[clients.len() / 2];
+        let (left, right) = self.tickets.into_iter().partition(|t| Arc::as_ptr(&t.client) < middle);
+        Ok((Self { tickets: left }, Self { tickets: right }))
+    }
+}
+
+/// Starts a packed batch. A panic of the model is a value here.
+pub fn launch(backend: &dyn Backend, packed: PackedInput) -> Result<Box<dyn InFlight>, Failure> {
+    guard(|| backend.launch(packed))
+}
+
+/// Waits for the rows and checks that there is one a sequence. A panic of the model is a value here.
+pub fn finish(in_flight: Box<dyn InFlight>, num_seqs: usize) -> Result<Rows, Failure> {
+    let rows = guard(|| in_flight.finish())?;
+    if rows.num_rows() != num_seqs {
+        return Err(Failure::Failed(format!("{} rows for {num_seqs} sequences", rows.num_rows())));
+    }
+    Ok(rows)
+}
+
+fn guard<T>(work: impl FnOnce() -> Result<T>) -> Result<T, Failure> {
+    // Unwind safe: what the closure touched is either consumed by it or the backend, which is `&self` and
+    // `Sync`, and is tried with a heartbeat before it is trusted again.
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(Failure::Failed(error.to_string())),
+        Err(payload) => Err(Failure::Panicked(panic_text(&*payload))),
+    }
+}
+
+/// What a panic said.
+pub fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
+    format!("panic: {}", text.unwrap_or("(no text)"))
+}

@@ -1,0 +1,134 @@
+//! What this room counts and times. Handles are looked up once a model: recording is an atomic or two.
+
+use ::metrics::{
+    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
+
+/// Registers help and unit of every metric of this room. Call it once, after the recorder is installed and
+/// before the first model is added.
+pub fn describe() {
+    describe_gauge!("eremois_queue_depth", Unit::Count, "Entries accepted and not yet launched, by model");
+    describe_histogram!("eremois_queue_wait_seconds", Unit::Seconds, "From the push of an entry to its launch");
+    describe_histogram!("eremois_batch_size", Unit::Count, "Sequences in a launched batch");
+    describe_histogram!("eremois_batch_tokens", Unit::Count, "Tokens in a launched batch");
+    describe_histogram!(
+        "eremois_batch_fill_ratio",
+        Unit::Count,
+        "How full a launched batch is, 0 to 1: the larger of its sequences and its tokens, each over its limit"
+    );
+    describe_histogram!(
+        "eremois_tokenize_seconds",
+        Unit::Seconds,
+        "Of one request: from the hand-over to the encoders until its last input is tokenised"
+    );
+    describe_histogram!("eremois_pack_seconds", Unit::Seconds, "Taking a batch from the queue and packing it");
+    describe_histogram!(
+        "eremois_forward_seconds",
+        Unit::Seconds,
+        "Launching a batch: on CPU the whole forward, on an asynchronous device its submission"
+    );
+    describe_histogram!(
+        "eremois_copy_seconds",
+        Unit::Seconds,
+        "Finishing a batch: waiting for an asynchronous device and copying the rows to the host"
+    );
+    describe_histogram!("eremois_reply_seconds", Unit::Seconds, "Handing the rows of a batch to their clients");
+    describe_counter!("eremois_inputs_total", Unit::Count, "Inputs computed and answered, by model");
+    describe_counter!("eremois_tokens_total", Unit::Count, "Tokens computed, special tokens included, by model");
+    describe_counter!("eremois_requests_total", Unit::Count, "Requests by model and outcome");
+    describe_counter!("eremois_refused_total", Unit::Count, "Entries refused at the door, by model and reason");
+    describe_counter!(
+        "eremois_expired_total",
+        Unit::Count,
+        "Entries dropped before launch: deadline passed or out of reach, or client gone, by model and reason"
+    );
+    describe_counter!("eremois_batch_failures_total", Unit::Count, "Batches whose forward failed, by model and kind");
+    describe_counter!("eremois_worker_restarts_total", Unit::Count, "Recoveries of a worker from a panic, by model");
+    describe_counter!("eremois_heartbeats_total", Unit::Count, "Trials of an idle device, by model and outcome");
+    describe_gauge!("eremois_model_ready", Unit::Count, "1 while the model takes requests, else 0");
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Ok,
+    /// A fault of the request.
+    Invalid,
+    /// Full, loading, draining or unhealthy.
+    Refused,
+    Expired,
+    Failed,
+    /// The client went before the answer.
+    Cancelled,
+}
+
+/// The handles of one model.
+pub struct ModelMetrics {
+    pub queue_depth: Gauge,
+    pub queue_wait: Histogram,
+    pub batch_size: Histogram,
+    pub batch_tokens: Histogram,
+    pub batch_fill: Histogram,
+    pub tokenize: Histogram,
+    pub pack: Histogram,
+    pub forward: Histogram,
+    pub copy: Histogram,
+    pub reply: Histogram,
+    pub inputs: Counter,
+    pub tokens: Counter,
+    pub refused_full: Counter,
+    pub refused_unready: Counter,
+    pub refused_draining: Counter,
+    pub expired_deadline: Counter,
+    pub expired_closed: Counter,
+    pub batches_failed: Counter,
+    pub batches_panicked: Counter,
+    pub restarts: Counter,
+    pub heartbeats_ok: Counter,
+    pub heartbeats_failed: Counter,
+    pub ready: Gauge,
+    outcomes: [Counter; 6],
+}
+
+impl ModelMetrics {
+    pub fn new(model: &str) -> Self {
+        // One line a metric below needs the name owned: the recorder keeps it.
+        let m = || model.to_string();
+        let outcome = |name| counter!("eremois_requests_total", "model" => m(), "outcome" => name);
+        let refused = |reason| counter!("eremois_refused_total", "model" => m(), "reason" => reason);
+        let expired = |reason| counter!("eremois_expired_total", "model" => m(), "reason" => reason);
+        let failures = |kind| counter!("eremois_batch_failures_total", "model" => m(), "kind" => kind);
+        let heartbeats = |outcome| counter!("eremois_heartbeats_total", "model" => m(), "outcome" => outcome);
+        Self {
+            queue_depth: gauge!("eremois_queue_depth", "model" => m()),
+            queue_wait: histogram!("eremois_queue_wait_seconds", "model" => m()),
+            batch_size: histogram!("eremois_batch_size", "model" => m()),
+            batch_tokens: histogram!("eremois_batch_tokens", "model" => m()),
+            batch_fill: histogram!("eremois_batch_fill_ratio", "model" => m()),
+            tokenize: histogram!("eremois_tokenize_seconds", "model" => m()),
+            pack: histogram!("eremois_pack_seconds", "model" => m()),
+            forward: histogram!("eremois_forward_seconds", "model" => m()),
+            copy: histogram!("eremois_copy_seconds", "model" => m()),
+            reply: histogram!("eremois_reply_seconds", "model" => m()),
+            inputs: counter!("eremois_inputs_total", "model" => m()),
+            tokens: counter!("eremois_tokens_total", "model" => m()),
+            refused_full: refused("full"),
+            refused_unready: refused("unready"),
+            refused_draining: refused("draining"),
+            expired_deadline: expired("deadline"),
+            expired_closed: expired("closed"),
+            batches_failed: failures("error"),
+            batches_panicked: failures("panic"),
+            restarts: counter!("eremois_worker_restarts_total", "model" => m()),
+            heartbeats_ok: heartbeats("ok"),
+            heartbeats_failed: heartbeats("failed"),
+            ready: gauge!("eremois_model_ready", "model" => m()),
+            // In the order of `Outcome`.
+            outcomes: ["ok", "invalid", "refused", "expired", "failed", "cancelled"].map(outcome),
+        }
+    }
+
+    pub fn outcome(&self, outcome: Outcome) {
+        self.outcomes[outcome as usize].increment(1);
+    }
+}

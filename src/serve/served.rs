@@ -1,0 +1,362 @@
+//! One model being served: the way of its requests to the worker and back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use crossbeam::channel::Sender;
+use tokio::sync::oneshot;
+
+use super::Settings;
+use super::cost::CostModel;
+use super::encoders::EncoderPool;
+use super::health::{Health, Vitals};
+use super::metrics::{ModelMetrics, Outcome};
+use super::policy::BatchLimits;
+use super::queue::{self, Accepted, Gate, Message, Places, Push, Room};
+use super::ticket::{Client, Ticket};
+use super::worker::Worker;
+use crate::model::encode::{Encoder, Encoding};
+use crate::model::pack::RowSpec;
+use crate::model::{LoadedModel, ModelInfo};
+use crate::output::{Output, Phases, Usage};
+use crate::request::{EmbedParams, Input, Request, Truncation};
+use crate::{Error, Result};
+
+/// Token-id inputs of up to this many ids are checked and copied right where they are: it takes
+/// microseconds, less than waking an encoder thread.
+const INLINE_IDS: usize = 16 << 10;
+
+/// What a model's handlers, encoders and worker all see.
+pub struct Shared {
+    pub info: Arc<ModelInfo>,
+    pub limits: ArcSwap<BatchLimits>,
+    pub settings: Settings,
+    pub gate: Arc<Gate>,
+    /// Bounds the entries being tokenised or waiting for the device.
+    pub room: Arc<Room>,
+    /// Bounds the texts and id lists of `tokenize` and `decode`, which no device waits for.
+    pub text_room: Arc<Room>,
+    pub cost: CostModel,
+    pub vitals: Vitals,
+    pub metrics: ModelMetrics,
+    is_warm: AtomicBool,
+}
+
+impl Shared {
+    pub fn is_warm(&self) -> bool {
+        self.is_warm.load(Ordering::Relaxed)
+    }
+
+    /// Notes the outcome of a trial, and logs it where it changes something.
+    pub fn tried(&self, result: &Result<(), String>) {
+        let model = &self.info.name;
+        let before = self.vitals.health(Instant::now());
+        match result {
+            Ok(()) => {
+                self.metrics.heartbeats_ok.increment(1);
+                self.metrics.ready.set(1.0);
+                self.vitals.set_ready();
+                self.is_warm.store(true, Ordering::Relaxed);
+                if before != Health::Ready {
+                    tracing::info!(%model, "ready");
+                }
+            }
+            Err(reason) => {
+                self.metrics.heartbeats_failed.increment(1);
+                self.metrics.ready.set(0.0);
+                if before != Health::Unhealthy(reason.clone()) {
+                    tracing::error!(%model, reason, "the device failed a trial; requests are refused until it passes");
+                }
+                self.vitals.set_unhealthy(reason.clone());
+            }
+        }
+    }
+}
+
+/// A model with its worker.
+pub struct Served {
+    pub shared: Arc<Shared>,
+    encoder: Arc<Encoder>,
+    encoders: Arc<EncoderPool>,
+    /// The worker holds the other end; it ends when this is dropped.
+    inbox: Sender<Message>,
+}
+
+impl Served {
+    /// Starts the worker, which warms the device up and then takes requests.
+    pub fn start(
+        model: LoadedModel,
+        limits: BatchLimits,
+        settings: Settings,
+        gate: Arc<Gate>,
+        encoders: Arc<EncoderPool>,
+    ) -> Result<Self> {
+        limits.check(model.info.max_seq_len)?;
+        let shared = Arc::new(Shared {
+            metrics: ModelMetrics::new(&model.info.name),
+            info: model.info,
+            limits: ArcSwap::from_pointee(limits),
+            vitals: Vitals::new(settings.device_timeout),
+            settings,
+            gate,
+            room: Arc::default(),
+            text_room: Arc::default(),
+            cost: CostModel::default(),
+            is_warm: AtomicBool::new(false),
+        });
+        shared.metrics.ready.set(0.0);
+        let (inbox, messages) = queue::channel();
+        let worker = Worker::new(shared.clone(), model.backend, messages);
+        std::thread::Builder::new()
+            .name(format!("worker-{}", shared.info.name))
+            .spawn(move || worker.run())
+            .map_err(|e| Error::Internal { cause: format!("no thread for a worker: {e}") })?;
+        Ok(Self { shared, encoder: model.encoder, encoders, inbox })
+    }
+
+    /// Makes the worker look at what changed.
+    pub fn wake(&self) {
+        // Fails only if the worker has ended, and then there is nothing to see.
+        let _ = self.inbox.send(Message::Wake);
+    }
+
+    /// See [`super::Engine::embed`].
+    pub async fn embed(&self, request: Request, start: Instant) -> Result<Output> {
+        let mut ending = Ending { metrics: &self.shared.metrics, outcome: Outcome::Cancelled };
+        let result = self.embed_uncounted(request, start).await;
+        ending.outcome = outcome_of(&result);
+        result
+    }
+
+    async fn embed_uncounted(&self, request: Request, start: Instant) -> Result<Output> {
+        let Request { model: _, inputs, params, deadline } = request;
+        let form = Form::of(&self.shared.info, &params)?;
+        let num_inputs = inputs.len();
+        let (accepted, places) = self.admit(num_inputs, start)?;
+        let (client, answer) = Client::new(num_inputs, start, deadline, accepted);
+        if is_small_ids(&inputs) {
+            let encodings: Result<Vec<Encoding>> =
+                inputs.iter().enumerate().map(|(i, input)| form.encode(&self.encoder, input, i, num_inputs)).collect();
+            self.pusher(client, places, form.row, start)(encodings);
+        } else {
+            let encoder = self.encoder.clone();
+            let watched = client.clone();
+            let row = form.row;
+            let encode = move |i: usize, input: &Input| match watched.gone(Instant::now()) {
+                None => form.encode(&encoder, input, i, num_inputs),
+                Some(_) => Err(Error::Deadline { timeout: watched.timeout }),
+            };
+            self.encoders.map(inputs, len_bytes, encode, self.pusher(client, places, row, start));
+        }
+        // The timer is here, on the async side: it answers in time even while the worker is busy or hung.
+        let answer = match tokio::time::timeout_at(deadline.into(), answer).await {
+            Ok(Ok(answer)) => answer?,
+            Ok(Err(_)) => return Err(Error::Internal { cause: "the worker dropped the request".to_string() }),
+            Err(_) => return Err(Error::Deadline { timeout: deadline.saturating_duration_since(start) }),
+        };
+        let phases = Phases {
+            tokenize: answer.tokenize,
+            queue: answer.queue,
+            inference: answer.inference,
+            total: start.elapsed(),
+        };
+        Ok(Output { model: self.shared.info.name.clone(), rows: answer.rows, usage: answer.usage, phases })
+    }
+
+    /// What becomes of a request's encodings: all its entries go to the worker at once, from whichever thread
+    /// finished the last one. That is one thread crossing less than through the handler.
+    fn pusher(
+        &self,
+        client: Arc<Client>,
+        places: Places,
+        row: RowSpec,
+        start: Instant,
+    ) -> impl FnOnce(Result<Vec<Encoding>>) + Send + use<> {
+        let inbox = self.inbox.clone();
+        let shared = self.shared.clone();
+        move |encodings| {
+            let encodings = match encodings {
+                Ok(encodings) => encodings,
+                Err(error) => return client.fail(error),
+            };
+            let pushed = Instant::now();
+            let took = pushed - start;
+            shared.metrics.tokenize.record(took);
+            let usage = encodings.iter().fold(Usage::default(), |sum, e| Usage {
+                num_tokens: sum.num_tokens + e.input_ids.len(),
+                num_chars: sum.num_chars + e.num_chars,
+            });
+            client.encoded(usage, took);
+            let ticket = |(input_idx, encoding)| Ticket { encoding, row, input_idx, pushed, client: client.clone() };
+            let tickets = encodings.into_iter().enumerate().map(ticket).collect();
+            // If the worker has ended the message is dropped, and with its tickets the client learns of it.
+            let _ = inbox.send(Message::Push(Push { client, tickets, places }));
+        }
+    }
+
+    /// Lets a request in, whole, or says why not.
+    fn admit(&self, num_inputs: usize, now: Instant) -> Result<(Accepted, Places)> {
+        let shared = &self.shared;
+        if num_inputs == 0 {
+            return Err(Error::Empty { field: "input".to_string() });
+        }
+        let accepted = self.enter(num_inputs)?;
+        shared.vitals.admits(now).map_err(|health| {
+            shared.metrics.refused_unready.increment(num_inputs as u64);
+            let model = shared.info.name.to_string();
+            match health {
+                Health::Unhealthy(reason) => Error::Unhealthy { model, reason },
+                _ => Error::Loading { model },
+            }
+        })?;
+        let places = self.reserve(&shared.room, "input", num_inputs)?;
+        shared.metrics.queue_depth.set(shared.room.num_taken() as f64);
+        Ok((accepted, places))
+    }
+
+    /// Through the gate.
+    pub fn enter(&self, num_items: usize) -> Result<Accepted> {
+        self.shared.gate.enter(num_items).ok_or_else(|| {
+            self.shared.metrics.refused_draining.increment(num_items as u64);
+            Error::Draining
+        })
+    }
+
+    /// Places for all items of a request.
+    ///
+    /// Errors: `TooLarge` if they would not fit an empty queue, else `QueueFull` with the time in which a full
+    /// queue empties so far that they fit.
+    pub fn reserve(&self, room: &Arc<Room>, field: &str, num_items: usize) -> Result<Places> {
+        let limits = self.shared.limits.load();
+        let limit = limits.max_queue_size;
+        if num_items > limit {
+            return Err(Error::TooLarge { field: field.to_string(), got: num_items, limit, unit: "inputs" });
+        }
+        room.reserve(num_items, limit).map_err(|num_taken| {
+            self.shared.metrics.refused_full.increment(num_items as u64);
+            let num_over = (num_taken + num_items).saturating_sub(limit);
+            let retry_after = self.shared.cost.backlog(num_over, &limits);
+            Error::QueueFull { model: self.shared.info.name.to_string(), limit, retry_after }
+        })
+    }
+
+    /// Runs `f` over items on the encoders' threads, for requests that need no device.
+    pub async fn on_encoders<I, O>(
+        &self,
+        field: &str,
+        items: Vec<I>,
+        len_bytes: impl Fn(&I) -> usize,
+        f: impl Fn(&Encoder, usize, &I) -> Result<O> + Send + Sync + 'static,
+    ) -> Result<Vec<O>>
+    where
+        I: Send + Sync + 'static,
+        O: Send + 'static,
+    {
+        if items.is_empty() {
+            return Err(Error::Empty { field: field.to_string() });
+        }
+        let accepted = self.enter(items.len())?;
+        let places = self.reserve(&self.shared.text_room, field, items.len())?;
+        let encoder = self.encoder.clone();
+        let (reply, answer) = oneshot::channel();
+        let done = move |result| {
+            // An error here only says that the client has gone.
+            let _ = reply.send(result);
+            drop((accepted, places));
+        };
+        self.encoders.map(items, len_bytes, move |i, item| f(&encoder, i, item), done);
+        answer.await.unwrap_or_else(|_| Err(Error::Internal { cause: "an encoder dropped the request".to_string() }))
+    }
+}
+
+/// A request's parameters with nothing left to default.
+struct Form {
+    row: RowSpec,
+    prompt: Option<String>,
+    truncation: Truncation,
+}
+
+impl Form {
+    fn of(info: &ModelInfo, params: &EmbedParams) -> Result<Self> {
+        let invalid = |field: &str, reason: String| Error::Invalid { field: field.to_string(), reason };
+        let dimensions = params.dimensions.unwrap_or(info.hidden_size);
+        if dimensions == 0 || dimensions > info.hidden_size {
+            return Err(invalid("dimensions", format!("{dimensions} is not in 1 to {}", info.hidden_size)));
+        }
+        let prompt = match params.prompt_name.as_ref().or(info.default_prompt.as_ref()) {
+            None => None,
+            Some(name) => Some(info.prompts.get(name).cloned().ok_or_else(|| {
+                let known: Vec<&str> = info.prompts.keys().map(String::as_str).collect();
+                let known = if known.is_empty() { "none".to_string() } else { known.join(", ") };
+                invalid("prompt_name", format!("`{name}` is not a prompt of this model; known: {known}"))
+            })?),
+        };
+        let normalize = params.normalize.unwrap_or(info.normalize);
+        Ok(Self { row: RowSpec { normalize, dimensions }, prompt, truncation: params.truncation })
+    }
+
+    fn encode(&self, encoder: &Encoder, input: &Input, i: usize, num_inputs: usize) -> Result<Encoding> {
+        let prompt = self.prompt.as_deref();
+        // The name is only made when something is to be told: most inputs are good.
+        let plain = encoder.encode(input, "input", prompt, self.truncation);
+        if plain.is_ok() || num_inputs == 1 {
+            return plain;
+        }
+        encoder.encode(input, &format!("input[{i}]"), prompt, self.truncation)
+    }
+}
+
+fn is_small_ids(inputs: &[Input]) -> bool {
+    let mut num_ids = 0;
+    inputs.iter().all(|input| match input {
+        Input::Text(_) => false,
+        Input::TokenIds(ids) => {
+            num_ids += ids.len() + 1;
+            num_ids <= INLINE_IDS
+        }
+    })
+}
+
+fn len_bytes(input: &Input) -> usize {
+    match input {
+        Input::Text(text) => text.len(),
+        Input::TokenIds(ids) => ids.len(),
+    }
+}
+
+fn outcome_of(result: &Result<Output>) -> Outcome {
+    match result {
+        Ok(_) => Outcome::Ok,
+        Err(Error::QueueFull { .. } | Error::Loading { .. } | Error::Draining | Error::Unhealthy { .. }) => {
+            Outcome::Refused
+        }
+        Err(Error::Deadline { .. }) => Outcome::Expired,
+        Err(Error::Forward { .. } | Error::Internal { .. }) => Outcome::Failed,
+        Err(_) => Outcome::Invalid,
+    }
+}
+
+/// Counts how a request ended, also when the handler's future is dropped in the middle.
+struct Ending<'a> {
+    metrics: &'a ModelMetrics,
+    outcome: Outcome,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.metrics.outcome(self.outcome);
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            heartbeat_interval: Duration::from_secs(5),
+            retry_interval: Duration::from_secs(1),
+            device_timeout: Duration::from_secs(30),
+            num_encoders: std::thread::available_parallelism().map_or(1, |n| n.get()),
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! The thread that feeds one device: form, launch, finish the one before, reply.
+
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError};
+
+use super::batch::{self, Batch, Failure, Launched, panic_text};
+use super::cost::Fit;
+use super::fair::Backlog;
+use super::policy::{Decision, decide};
+use super::queue::Message;
+use super::served::Shared;
+use super::trial;
+use crate::Error;
+use crate::model::Backend;
+
+/// Owns what waits for one device and what is on it.
+pub struct Worker {
+    pub(super) shared: Arc<Shared>,
+    pub(super) backend: Arc<dyn Backend>,
+    /// The other end is held by the model's handlers; all gone means nobody can ask any more.
+    inbox: Receiver<Message>,
+    backlog: Backlog,
+    in_flight: Option<Launched>,
+    pub(super) fit: Fit,
+    /// Whether the device must answer a trial before it gets work.
+    is_suspect: bool,
+    next_heartbeat: Instant,
+}
+
+impl Worker {
+    pub fn new(shared: Arc<Shared>, backend: Arc<dyn Backend>, inbox: Receiver<Message>) -> Self {
+        let backlog = Backlog::new(shared.info.max_seq_len);
+        let next_heartbeat = Instant::now();
+        Self { shared, backend, inbox, backlog, in_flight: None, fit: Fit::default(), is_suspect: true, next_heartbeat }
+    }
+
+    /// Works until nobody can ask any more. A panic of the model ends one batch; one of this room's own
+    /// ends the entries on the device, and the rest goes on after a trial.
+    pub fn run(mut self) {
+        loop {
+            match catch_unwind(AssertUnwindSafe(|| while self.step().is_continue() {})) {
+                Ok(()) => return,
+                Err(payload) => {
+                    let cause = panic_text(&*payload);
+                    tracing::error!(model = %self.shared.info.name, cause, "the worker panicked and restarts");
+                    self.in_flight = None;
+                    self.suspect_after_panic(cause);
+                }
+            }
+        }
+    }
+
+    fn step(&mut self) -> ControlFlow<()> {
+        self.absorb()?;
+        if self.shared.gate.is_aborted() {
+            self.backlog.fail_all(&Error::Draining);
+        }
+        if self.is_suspect && !self.try_device() {
+            return self.wait(Instant::now() + self.shared.settings.retry_interval);
+        }
+        let limits = self.shared.limits.load();
+        match decide(&self.backlog.waiting(), &limits, Instant::now()) {
+            Decision::Launch => self.launch_next(),
+            // Nothing to put behind the batch on the device: its rows are what is waited for.
+            Decision::WaitUntil(_) | Decision::Idle if self.in_flight.is_some() => self.finish_in_flight(),
+            Decision::WaitUntil(at) => return self.wait(at.min(self.next_heartbeat)),
+            Decision::Idle => return self.wait(self.next_heartbeat),
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Takes in what was sent, without waiting.
+    fn absorb(&mut self) -> ControlFlow<()> {
+        loop {
+            match self.inbox.try_recv() {
+                Ok(Message::Push(push)) => self.backlog.push(push),
+                Ok(Message::Wake) => {}
+                Err(TryRecvError::Empty) => return ControlFlow::Continue(()),
+                Err(TryRecvError::Disconnected) => return ControlFlow::Break(()),
+            }
+        }
+    }
+
+    /// Sleeps until something is sent or `until`; sends a heartbeat when its time has come.
+    fn wait(&mut self, until: Instant) -> ControlFlow<()> {
+        match self.inbox.recv_deadline(until) {
+            Ok(Message::Push(push)) => self.backlog.push(push),
+            Ok(Message::Wake) => {}
+            Err(RecvTimeoutError::Disconnected) => return ControlFlow::Break(()),
+            // A heartbeat is the same trial that a suspect device gets.
+            Err(RecvTimeoutError::Timeout) => self.is_suspect |= Instant::now() >= self.next_heartbeat,
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Forms a batch and launches it behind the one on the device, which is finished after: while this thread
+    /// packs and replies, the device has work.
+    fn launch_next(&mut self) {
+        let shared = self.shared.clone();
+        let start = Instant::now();
+        let limits = shared.limits.load();
+        let taken = self.backlog.take(&limits, &shared.cost, start);
+        shared.metrics.expired_deadline.increment(taken.num_expired as u64);
+        shared.metrics.expired_closed.increment(taken.num_closed as u64);
+        shared.metrics.queue_depth.set(shared.room.num_taken() as f64);
+        if taken.tickets.is_empty() {
+            return;
+        }
+        let launched = self.launch(Batch { tickets: taken.tickets }, start);
+        self.finish_in_flight();
+        match launched {
+            Ok(launched) => {
+                // A device that computes in `launch` has the rows by now; nobody should wait for them longer.
+                let is_ready = launched.in_flight.is_ready();
+                self.in_flight = Some(launched);
+                if is_ready {
+                    self.finish_in_flight();
+                }
+            }
+            Err((batch, failure)) => self.recover(batch, &failure),
+        }
+    }
+
+    /// Packs and launches. `start` is when forming began.
+    fn launch(&self, batch: Batch, start: Instant) -> Result<Launched, (Batch, Failure)> {
+        let packed = batch.pack();
+        let num_tokens = packed.total_tokens();
+        let launched = Instant::now();
+        self.shared.metrics.pack.record(launched - start);
+        self.shared.count_launch(&batch, num_tokens, launched);
+        if self.in_flight.is_none() {
+            self.shared.vitals.set_busy(Some(launched));
+        }
+        match batch::launch(&*self.backend, packed) {
+            Ok(in_flight) => Ok(Launched { batch, in_flight, num_tokens, launched, launch_took: launched.elapsed() }),
+            Err(failure) => Err((batch, failure)),
+        }
+    }
+
+    fn finish_in_flight(&mut self) {
+        if let Some(launched) = self.in_flight.take()
+            && let Err((batch, failure)) = self.finish(launched)
+        {
+            self.recover(batch, &failure);
+        }
+        self.shared.vitals.set_busy(None);
+    }
+
+    /// Waits for the rows of one batch and hands them out.
+    fn finish(&mut self, launched: Launched) -> Result<(), (Batch, Failure)> {
+        let Launched { batch, in_flight, num_tokens, launched, launch_took } = launched;
+        let num_entries = batch.tickets.len();
+        let finishing = Instant::now();
+        let rows = match batch::finish(in_flight, num_entries) {
+            Ok(rows) => rows,
+            Err(failure) => return Err((batch, failure)),
+        };
+        let finished = Instant::now();
+        self.next_heartbeat = finished + self.shared.settings.heartbeat_interval;
+        self.fit.learn(num_entries, num_tokens, finished - launched);
+        self.shared.cost.publish(&self.fit);
+        batch.reply(&rows, launched, finished);
+        let metrics = &self.shared.metrics;
+        metrics.forward.record(launch_took);
+        metrics.copy.record(finished - finishing);
+        metrics.reply.record(finished.elapsed());
+        metrics.inputs.increment(num_entries as u64);
+        metrics.tokens.increment(num_tokens as u64);
+        Ok(())
+    }
+
+    /// After a batch without rows: finds out whether the device or an input is at fault.
+    ///
+    /// A device that fails a trial fails the batch. Otherwise the batch is halved by requests and each half
+    /// tried again, so that a bad input fails its own request and no neighbour. Of `n` requests at most
+    /// 2n - 1 batches are launched, and 2 log2(n) for one bad one.
+    fn recover(&mut self, batch: Batch, failure: &Failure) {
+        let model = &self.shared.info.name;
+        let cause = failure.cause().to_string();
+        tracing::error!(model = %model, num_seqs = batch.tickets.len(), cause, "a batch failed");
+        let error = Error::Forward { model: model.to_string(), cause: cause.clone() };
+        match failure {
+            Failure::Failed(_) => self.shared.metrics.batches_failed.increment(1),
+            Failure::Panicked(_) => {
+                self.shared.metrics.batches_panicked.increment(1);
+                self.suspect_after_panic(cause);
+            }
+        }
+        if !self.try_device() {
+            return batch.fail(&error);
+        }
+        match batch.split() {
+            Err(batch) => batch.fail(&error),
+            Ok(halves) => [halves.0, halves.1].into_iter().for_each(|half| self.retry(half)),
+        }
+    }
+
+    /// One batch from launch to reply, alone on the device.
+    fn retry(&mut self, batch: Batch) {
+        let start = Instant::now();
+        let Some(batch) = batch.still_wanted(start) else { return };
+        let result = self.launch(batch, start).and_then(|launched| self.finish(launched));
+        self.shared.vitals.set_busy(None);
+        if let Err((batch, failure)) = result {
+            self.recover(batch, &failure);
+        }
+    }
+
+    fn suspect_after_panic(&mut self, cause: String) {
+        self.shared.metrics.restarts.increment(1);
+        self.shared.vitals.set_restarting(cause);
+        self.is_suspect = true;
+    }
+
+    /// Sends a trial through the device; the first is the warm-up. Sets the state to what came of it.
+    fn try_device(&mut self) -> bool {
+        let result = trial::run(self);
+        self.shared.vitals.set_busy(None);
+        self.next_heartbeat = Instant::now() + self.shared.settings.heartbeat_interval;
+        self.is_suspect = result.is_err();
+        self.shared.tried(&result);
+        if let Err(reason) = result {
+            let model = self.shared.info.name.to_string();
+            self.backlog.fail_all(&Error::Unhealthy { model, reason });
+        }
+        !self.is_suspect
+    }
+}
+
+impl Shared {
+    fn count_launch(&self, batch: &Batch, num_tokens: usize, launched: Instant) {
+        let limits = self.limits.load();
+        let num_seqs = batch.tickets.len() as f64;
+        let by_size = num_seqs / limits.max_batch_size as f64;
+        let by_tokens = num_tokens as f64 / limits.max_batch_tokens as f64;
+        self.metrics.batch_size.record(num_seqs);
+        self.metrics.batch_tokens.record(num_tokens as f64);
+        self.metrics.batch_fill.record(by_size.max(by_tokens));
+        for ticket in &batch.tickets {
+            let waited: Duration = launched.saturating_duration_since(ticket.pushed);
+            self.metrics.queue_wait.record(waited);
+        }
+    }
+}
