@@ -184,7 +184,7 @@ pub const KEYS: &[Key] = &[
         alias: None,
         effect: Effect::Restart,
         field: |s| &mut s.ai.models,
-        doc: "What to serve: names of the repository, or paths of Hugging Face folders and GGUF files. Empty: everything in the repository.",
+        doc: "What to serve: names of the repository (NAME or NAME@VERSION), or paths of Hugging Face folders and GGUF files. Empty: everything in the repository.",
     },
     Key {
         section: "ai",
@@ -192,7 +192,7 @@ pub const KEYS: &[Key] = &[
         alias: None,
         effect: Effect::Restart,
         field: |s| &mut s.ai.models_dir,
-        doc: "The model repository: a folder with one folder a model.",
+        doc: "The model repository: a folder with one folder a model. Empty: `models` in the working directory, or else beside the executable or up to three folders above it.",
     },
     Key {
         section: "ai",
@@ -200,7 +200,7 @@ pub const KEYS: &[Key] = &[
         alias: None,
         effect: Effect::Restart,
         field: |s| &mut s.ai.default_model,
-        doc: "The model that answers requests naming none. Empty: the first of ai.models, or the repository's first by name.",
+        doc: "The model that answers requests naming none. Empty: the first of ai.models, or else the repository's first by name.",
     },
     Key {
         section: "ai",
@@ -208,7 +208,7 @@ pub const KEYS: &[Key] = &[
         alias: None,
         effect: Effect::Restart,
         field: |s| &mut s.ai.device,
-        doc: "What to compute on. `auto`: the GPUs where this build and this machine have them, else the CPU. `cuda`: all GPUs; `cuda:0,2`: those.",
+        doc: "What to compute on. `auto`: the first GPU where this build and this machine have one, else the CPU. `cuda`: the first GPU or none; `cuda:0,2`: those.",
     },
     Key {
         section: "ai",
@@ -260,11 +260,11 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         section: "ai",
-        name: "heartbeat_timeout",
+        name: "device_timeout",
         alias: None,
         effect: Effect::Restart,
-        field: |s| &mut s.ai.heartbeat_timeout,
-        doc: "After how long without an answer a device counts as unhealthy. Longer than the longest batch takes.",
+        field: |s| &mut s.ai.device_timeout,
+        doc: "A device that works on one batch for longer than this counts as hung, and its model as not ready.",
     },
     Key {
         section: "log",

@@ -17,10 +17,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::ops::device::DeviceSpec;
 use crate::serve::policy::BatchLimits;
 pub use read::{Loaded, Origin, Sources};
 use values::ByteSize;
-use words::{ApiVersion, CacheUrl, DatabaseUrl, Device, HttpUrl, LogFilter, LogFormat};
+use words::{ApiVersion, CacheUrl, DatabaseUrl, HttpUrl, LogFilter, LogFormat};
 
 /// Every setting, checked. `docs/config.md` describes each one.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,16 +67,17 @@ pub struct Cache {
 pub struct Ai {
     /// Empty: all of the repository.
     pub models: Vec<String>,
-    pub models_dir: PathBuf,
+    /// `None`: where [`crate::model::repository::Repository::locate`] finds it.
+    pub models_dir: Option<PathBuf>,
     pub default_model: Option<String>,
-    pub device: Device,
+    pub device: DeviceSpec,
     pub model_endpoint: Option<HttpUrl>,
     pub max_batch_size: usize,
     pub max_batch_tokens: usize,
     pub max_queue_delay: Duration,
     pub max_queue_size: usize,
     pub heartbeat_interval: Duration,
-    pub heartbeat_timeout: Duration,
+    pub device_timeout: Duration,
 }
 
 impl Ai {
@@ -107,8 +109,9 @@ impl Default for Settings {
                 url: None,
                 version: ApiVersion::V1,
                 timeout: Duration::from_secs(30),
-                max_body_bytes: ByteSize(2 << 20),
-                max_client_batch_size: 1024,
+                // Both hold the largest request an OpenAI client may send: 2,048 inputs.
+                max_body_bytes: ByteSize(8 << 20),
+                max_client_batch_size: 2048,
                 // Under the 30 s an orchestrator commonly waits before it kills.
                 drain_timeout: Duration::from_secs(25),
             },
@@ -121,9 +124,9 @@ impl Default for Settings {
             cache: Cache { url: CacheUrl::Memory, ttl: Duration::from_secs(3600) },
             ai: Ai {
                 models: Vec::new(),
-                models_dir: PathBuf::from("models"),
+                models_dir: None,
                 default_model: None,
-                device: Device::Auto,
+                device: DeviceSpec::Auto,
                 model_endpoint: None,
                 max_batch_size: 32,
                 // About half a second of two CPU cores with a model of MiniLM's size: warm-up at the
@@ -132,7 +135,7 @@ impl Default for Settings {
                 max_queue_delay: Duration::ZERO,
                 max_queue_size: 4096,
                 heartbeat_interval: Duration::from_secs(5),
-                heartbeat_timeout: Duration::from_secs(30),
+                device_timeout: Duration::from_secs(30),
             },
             log: Log { format: LogFormat::Human, filter: LogFilter("info".to_string()) },
         }

@@ -7,8 +7,9 @@ use toml::de::{DeString, DeTable, DeValue};
 
 use super::keys::{self, KEYS, SECTIONS};
 use super::values::Raw;
-use super::words::{DatabaseUrl, Device};
+use super::words::DatabaseUrl;
 use super::{Hub, Settings};
+use crate::ops::device::DeviceSpec;
 use crate::{Error, Result};
 
 /// The file read when none is named.
@@ -257,18 +258,11 @@ impl Reader {
         if settings.database.replica_set.is_some() && settings.database.url == DatabaseUrl::Embedded {
             fault("database", "replica_set", "needs a MongoDB database.url".to_string());
         }
-        if let Some(default) = &ai.default_model
-            && !ai.models.is_empty()
-            && !ai.models.contains(default)
-        {
-            let why = format!("{default:?} is not among ai.models ({})", ai.models.join(", "));
-            fault("ai", "default_model", why);
-        }
-        if matches!(ai.device, Device::Cuda(_)) && !cfg!(feature = "cuda") {
+        if matches!(ai.device, DeviceSpec::Cuda(_)) && !cfg!(feature = "cuda") {
             let why = format!("{} needs a build with the feature `cuda`; this build computes on the CPU", ai.device);
             fault("ai", "device", why);
         }
-        for (key, value) in [("heartbeat_interval", ai.heartbeat_interval), ("heartbeat_timeout", ai.heartbeat_timeout)]
+        for (key, value) in [("heartbeat_interval", ai.heartbeat_interval), ("device_timeout", ai.device_timeout)]
         {
             if value.is_zero() {
                 fault("ai", key, "must be longer than 0s".to_string());

@@ -1,13 +1,21 @@
 //! The kinds of values only this server knows: addresses of services, devices, log filters.
 
 use super::values::{Field, Raw, TextValue, quote, set_text, text_field};
+use crate::Error;
+use crate::ops::device::DeviceSpec;
 
-text_field!(ApiVersion, DatabaseUrl, CacheUrl, Device, LogFormat, LogFilter);
+text_field!(ApiVersion, DatabaseUrl, CacheUrl, DeviceSpec, LogFormat, LogFilter);
 
 /// The version of the application API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ApiVersion {
     V1,
+}
+
+impl std::fmt::Display for ApiVersion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&TextValue::text(self))
+    }
 }
 
 impl TextValue for ApiVersion {
@@ -108,53 +116,16 @@ impl TextValue for CacheUrl {
     }
 }
 
-/// What to compute on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Device {
-    Auto,
-    Cpu,
-    /// Ordinals of GPUs; empty for all.
-    Cuda(Vec<usize>),
-}
-
-impl std::fmt::Display for Device {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&TextValue::text(self))
-    }
-}
-
-impl TextValue for Device {
+impl TextValue for DeviceSpec {
     const FORM: &'static str = "auto, cpu, cuda or cuda:N,N";
     fn parse(text: &str) -> Result<Self, String> {
-        let fault = || format!("expected {}, got {text:?}", Self::FORM);
-        match text {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(Vec::new())),
-            _ => {
-                let ordinals = text.strip_prefix("cuda:").ok_or_else(fault)?;
-                let mut seen = Vec::new();
-                for ordinal in ordinals.split(',') {
-                    let ordinal = ordinal.trim().parse().map_err(|_| fault())?;
-                    if seen.contains(&ordinal) {
-                        return Err(format!("GPU {ordinal} is named twice in {text:?}"));
-                    }
-                    seen.push(ordinal);
-                }
-                Ok(Self::Cuda(seen))
-            }
-        }
+        text.parse().map_err(|e| match e {
+            Error::Invalid { reason, .. } => format!("expected {}: {reason}", Self::FORM),
+            other => other.to_string(),
+        })
     }
     fn text(&self) -> String {
-        match self {
-            Self::Auto => "auto".to_string(),
-            Self::Cpu => "cpu".to_string(),
-            Self::Cuda(ordinals) if ordinals.is_empty() => "cuda".to_string(),
-            Self::Cuda(ordinals) => {
-                let ordinals: Vec<String> = ordinals.iter().map(usize::to_string).collect();
-                format!("cuda:{}", ordinals.join(","))
-            }
-        }
+        self.to_string()
     }
 }
 
