@@ -111,7 +111,8 @@ fn variables_take_numbers_lists_and_aliases() {
 
 #[test]
 fn all_faults_come_at_once_with_file_and_line() {
-    let text = "[api]\nlisen = \"x\"\ntimeout = 5\n[aii]\n[ai]\nmax_batch_size = 0\nmodels = [1]\n[log]\nformat = true\n";
+    let text =
+        "[api]\nlisen = \"x\"\ntimeout = 5\n[aii]\n[ai]\nmax_batch_size = 0\nmodels = [1]\n[log]\nformat = true\n";
     let environment = [("EREMOIS_API__LISTEN", "nowhere"), ("EREMOIS_AI__BACH_SIZE", "3")];
     let got = faults_of(&sources(&environment, &["api.timeuot=1s", "nonsense"]), text);
     let expected = [
@@ -150,7 +151,10 @@ fn every_kind_of_wrong_value_is_named() {
         ("[database]\nurl = \"mongodb://\"", "database.url: expected `embedded`, or mongodb://"),
         ("[database]\nreplica_set = \"rs\"", "database.replica_set: needs a MongoDB database.url"),
         ("[database]\npath = \"\"", "database.path: must not be empty"),
-        ("[database]\npool_size = 1.5", "database.pool_size: expected a whole number from 1 to 1000000000, got a float"),
+        (
+            "[database]\npool_size = 1.5",
+            "database.pool_size: expected a whole number from 1 to 1000000000, got a float",
+        ),
         ("[database]\npool_size = \"4\"", "database.pool_size: expected a whole number"),
         ("[cache]\nurl = \"redis://\"", "cache.url: expected `memory`, or redis://"),
         ("[ai]\nmodels = \"a\"", "ai.models: expected an array of strings"),
@@ -160,7 +164,10 @@ fn every_kind_of_wrong_value_is_named() {
         ("[ai]\ndevice = \"cuda:0,0\"", "ai.device: "),
         ("[ai]\nmax_batch_tokens = 99999999999999999999", "ai.max_batch_tokens: expected a whole number"),
         ("[ai]\nmax_queue_delay = \"soon\"", "ai.max_queue_delay: expected a duration"),
-        ("[ai]\nmax_queue_delay = 2020-01-01", "ai.max_queue_delay: expected a duration such as 500ms, 30s or 2m, got a date"),
+        (
+            "[ai]\nmax_queue_delay = 2020-01-01",
+            "ai.max_queue_delay: expected a duration such as 500ms, 30s or 2m, got a date",
+        ),
         ("[ai]\ndevice_timeout = \"0s\"", "ai.device_timeout: must be longer than 0s"),
         ("[ai]\nheartbeat_interval = \"0s\"", "ai.heartbeat_interval: must be longer than 0s"),
         ("[ai]\nbatch_size = 1\nmax_batch_size = 2", "the same setting as ai.batch_size"),
@@ -179,7 +186,10 @@ fn every_kind_of_wrong_value_is_named() {
         let got = faults(text);
         assert!(got.len() == 1 || text == "[api\n", "{text:?} gave {got:?}");
         assert!(got.iter().any(|fault| fault.contains(expected)), "{text:?} gave {got:?}, expected {expected:?}");
-        assert!(got.iter().all(|fault| fault.starts_with("eremois.toml:") || fault.starts_with("the default:")), "{got:?}");
+        assert!(
+            got.iter().all(|fault| fault.starts_with("eremois.toml:") || fault.starts_with("the default:")),
+            "{got:?}"
+        );
     }
 }
 
@@ -310,7 +320,8 @@ fn every_key_reads_and_writes_its_own_field() {
         let assignment = format!("{}={value}", key.path());
         let set: Vec<&str> = extra.iter().copied().chain([assignment.as_str()]).collect();
         let loaded = sources(&[], &set).load_text(None).unwrap_or_else(|e| panic!("{assignment}: {e}"));
-        let changed: Vec<String> = changes(&Settings::default(), &loaded.settings).iter().map(|c| c.key.path()).collect();
+        let changed: Vec<String> =
+            changes(&Settings::default(), &loaded.settings).iter().map(|c| c.key.path()).collect();
         let mut expected = vec![key.path()];
         if key.name == "replica_set" {
             expected.insert(0, "database.url".to_string());

@@ -262,8 +262,7 @@ impl Reader {
             let why = format!("{} needs a build with the feature `cuda`; this build computes on the CPU", ai.device);
             fault("ai", "device", why);
         }
-        for (key, value) in [("heartbeat_interval", ai.heartbeat_interval), ("device_timeout", ai.device_timeout)]
-        {
+        for (key, value) in [("heartbeat_interval", ai.heartbeat_interval), ("device_timeout", ai.device_timeout)] {
             if value.is_zero() {
                 fault("ai", key, "must be longer than 0s".to_string());
             }
