@@ -3,11 +3,20 @@
 //! The contract between the queue and a device is [`Backend`] and [`InFlight`]; all of `serve` is
 //! written against these two and can be tested with a model that computes nothing.
 
+pub mod config;
+mod embed;
 pub mod encode;
+pub mod load;
 pub mod manifest;
+mod mpnet;
+mod names;
 pub mod pack;
+pub mod post_norm;
 pub mod repository;
 mod section;
+pub mod sentence;
+mod tokenizer;
+pub mod weights;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

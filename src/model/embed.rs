@@ -1,0 +1,85 @@
+//! The embedding head: encoder, pooling, rows.
+
+use candle_core::{Device, Tensor};
+
+use super::pack::{PackedInput, Pooling, RowSpec};
+use super::post_norm::PostNormEncoder;
+use super::{Backend, InFlight, Rows};
+use crate::ops::CuSeqlens;
+use crate::ops::pool::pool;
+use crate::request::ModelName;
+use crate::{Error, Result};
+
+/// An embedding model on one device.
+pub(super) struct EmbedBackend {
+    pub encoder: PostNormEncoder,
+    pub pooling: Pooling,
+    pub device: Device,
+    pub name: ModelName,
+    pub vocab_size: usize,
+    pub max_seq_len: usize,
+    pub hidden_size: usize,
+}
+
+impl Backend for EmbedBackend {
+    fn launch(&self, batch: PackedInput) -> Result<Box<dyn InFlight>> {
+        batch.check(self.vocab_size, self.max_seq_len, self.hidden_size)?;
+        let total = batch.total_tokens();
+        let PackedInput { input_ids, token_type_ids, cu_seqlens, rows } = batch;
+        let forward = || -> Result<Tensor> {
+            let cu_seqlens = CuSeqlens::new(&cu_seqlens, &self.device)?;
+            let input_ids = Tensor::from_vec(input_ids, total, &self.device)?;
+            // Nearly every batch is of single segments: then nothing is copied or gathered.
+            let token_type_ids = match token_type_ids.iter().any(|&t| t != 0) {
+                true => Some(Tensor::from_vec(token_type_ids, total, &self.device)?),
+                false => None,
+            };
+            let hidden = self.encoder.forward(&input_ids, token_type_ids.as_ref(), &cu_seqlens)?;
+            pool(&hidden, &cu_seqlens, self.pooling, &rows)
+        };
+        let pooled = forward().map_err(|e| self.failed(e))?;
+        Ok(Box::new(Pooled { pooled, rows, name: self.name.clone() }))
+    }
+}
+
+impl EmbedBackend {
+    /// A device's failure by the model's name; a broken rule of the batch stays what it is.
+    fn failed(&self, error: Error) -> Error {
+        match error {
+            Error::Internal { cause } => Error::Forward { model: self.name.to_string(), cause },
+            other => other,
+        }
+    }
+}
+
+/// A launched batch: on a CUDA device the kernels may still run, `finish` waits for them.
+struct Pooled {
+    /// [num_seqs, hidden_size] f32, each row filled up to its `dimensions`.
+    pooled: Tensor,
+    rows: Vec<RowSpec>,
+    name: ModelName,
+}
+
+impl InFlight for Pooled {
+    /// Errors: [`Error::Forward`] naming the first row with a value that is no number or infinite. The
+    /// contract answers a batch as a whole, so that its neighbours fail with it: finite weights never
+    /// get here, and a model with others should not be served at all.
+    fn finish(self: Box<Self>) -> Result<Rows> {
+        let failed = |cause: String| Error::Forward { model: self.name.to_string(), cause };
+        let pooled = self.pooled.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(|e| failed(e.to_string()))?;
+        let hidden_size = pooled.len() / self.rows.len().max(1);
+        let num_values = self.rows.iter().map(|row| row.dimensions).sum();
+        let mut rows =
+            Rows { values: Vec::with_capacity(num_values), offsets: Vec::with_capacity(self.rows.len() + 1) };
+        rows.offsets.push(0);
+        for (i, spec) in self.rows.iter().enumerate() {
+            let row = &pooled[i * hidden_size..][..spec.dimensions];
+            if let Some(value) = row.iter().find(|value| !value.is_finite()) {
+                return Err(failed(format!("row {i} of {} holds {value}", self.rows.len())));
+            }
+            rows.values.extend_from_slice(row);
+            rows.offsets.push(rows.values.len());
+        }
+        Ok(rows)
+    }
+}

@@ -1,0 +1,212 @@
+//! From a [`ModelSpec`] to a running model: what the manifest leaves open, the model's own files say.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use candle_core::Device;
+
+use super::config::{Architecture, EncoderConfig, read_json_if_there};
+use super::embed::EmbedBackend;
+use super::encode::Encoder;
+use super::manifest::ModelSpec;
+use super::names::{self, Names};
+use super::pack::Pooling;
+use super::post_norm::PostNormEncoder;
+use super::sentence::SentenceConfig;
+use super::weights::{Format, Weights, file_error};
+use super::{LoadedModel, ModelInfo, tokenizer};
+use crate::Result;
+
+/// Loads a model onto a device: weights, tokenizer, and what clients may know of it.
+///
+/// Where the spec says nothing: the architecture and sizes come from `config.json`, else GGUF metadata;
+/// pooling from the pooling module's config, else GGUF's `bert.pooling_type`, else mean, as
+/// sentence-transformers has it; normalise from `modules.json`, else no; the longest sequence from
+/// `sentence_bert_config.json`, else `tokenizer_config.json`, else the position table; prompts from
+/// `config_sentence_transformers.json`, with the spec's own put over them.
+///
+/// Blocks: reads all weights; tenths of a second for a small model.
+/// Errors: [`crate::Error::Tensor`] and [`crate::Error::ModelFile`], each naming the file and the thing.
+pub fn load(spec: &ModelSpec, device: &Device) -> Result<LoadedModel> {
+    let sentence = SentenceConfig::read(&spec.dir)?;
+    let weights = match spec.weights.as_slice() {
+        [] => Weights::open_dir(&sentence.transformer_dir, device)?,
+        files => Weights::open(files, device)?,
+    };
+    let (architecture, config) = encoder_config(spec, &sentence, &weights)?;
+    let (tokenizer, tokenizer_file) = open_tokenizer(spec, &sentence, &weights)?;
+
+    let num_ids = tokenizer::num_ids(&tokenizer);
+    if num_ids > config.vocab_size {
+        let word = Names::of(config.architecture, weights.format()).word;
+        let reason = format!(
+            "the tokenizer gives ids up to {}, `{word}` of {} has {} rows",
+            num_ids - 1,
+            weights.path().display(),
+            config.vocab_size
+        );
+        return Err(file_error(&tokenizer_file, reason));
+    }
+    let max_seq_len = max_seq_len(spec, &sentence, &config, weights.path())?;
+    let num_added = tokenizer::num_added_tokens(&tokenizer);
+    if max_seq_len <= num_added {
+        let reason = format!("max_seq_len {max_seq_len} leaves no room beside {num_added} special tokens");
+        return Err(file_error(&tokenizer_file, reason));
+    }
+    let pooling = match spec.pooling.or(sentence.pooling) {
+        Some(pooling) => pooling,
+        None => gguf_pooling(&weights)?.unwrap_or(Pooling::Mean),
+    };
+    let (prompts, default_prompt) = prompts(spec, sentence.prompts, sentence.default_prompt)?;
+
+    let encoder = PostNormEncoder::load(&weights, &config)?;
+    let info = ModelInfo {
+        name: spec.name.clone(),
+        version: spec.version.clone(),
+        task: spec.task.clone(),
+        architecture,
+        dtype: "f32".to_string(),
+        device: crate::ops::device::name(device),
+        hidden_size: config.hidden_size,
+        vocab_size: config.vocab_size,
+        max_seq_len,
+        pooling,
+        normalize: spec.normalize.or(sentence.normalize).unwrap_or(false),
+        prompts,
+        default_prompt,
+        licence: spec.licence.clone(),
+        created: modified(weights.path()),
+    };
+    let backend = EmbedBackend {
+        encoder,
+        pooling,
+        device: device.clone(),
+        name: spec.name.clone(),
+        vocab_size: config.vocab_size,
+        max_seq_len,
+        hidden_size: config.hidden_size,
+    };
+    Ok(LoadedModel {
+        info: Arc::new(info),
+        encoder: Arc::new(Encoder::new(tokenizer, max_seq_len, config.vocab_size)),
+        backend: Arc::new(backend),
+    })
+}
+
+/// The architecture's name and the encoder's shape.
+fn encoder_config(spec: &ModelSpec, sentence: &SentenceConfig, weights: &Weights) -> Result<(String, EncoderConfig)> {
+    let file = sentence.transformer_dir.join("config.json");
+    let Some(gguf) = weights.gguf() else {
+        return EncoderConfig::from_json(&file, spec.architecture.as_deref());
+    };
+    let rows = |name: &str| weights.shape(name).and_then(|shape| shape.first().copied());
+    if !file.is_file() {
+        let vocab_size = rows(names::GGUF.word).unwrap_or(0);
+        let (name, config) = EncoderConfig::from_gguf(gguf, vocab_size, rows(names::GGUF.token_type))?;
+        return match &spec.architecture {
+            None => Ok((name, config)),
+            Some(name) => Architecture::parse(name, weights.path()).map(|_| (name.clone(), config)),
+        };
+    }
+    // A config.json beside a GGUF file knows more than its metadata (the activation, the padding rows).
+    let (name, mut config) = EncoderConfig::from_json(&file, spec.architecture.as_deref())?;
+    if rows(names::GGUF.position) == Some(config.max_seq_len()) {
+        // llama.cpp cuts the rows kept for padding off the position table.
+        config.num_positions = config.max_seq_len();
+        config.position_offset = 0;
+    }
+    Ok((name, config))
+}
+
+/// The tokenizer and the file it came from.
+fn open_tokenizer(
+    spec: &ModelSpec,
+    sentence: &SentenceConfig,
+    weights: &Weights,
+) -> Result<(tokenizers::Tokenizer, PathBuf)> {
+    let beside = [sentence.transformer_dir.join("tokenizer.json"), spec.dir.join("tokenizer.json")];
+    let file = spec.tokenizer.clone().or_else(|| beside.iter().find(|path| path.is_file()).cloned());
+    let (mut tokenizer, file) = match (file, weights.gguf()) {
+        (Some(file), _) => (tokenizer::from_file(&file)?, file),
+        (None, Some(gguf)) => (tokenizer::from_gguf(gguf)?, gguf.path().to_path_buf()),
+        (None, None) => return Err(file_error(&beside[0], "no such file: the model has no tokenizer")),
+    };
+    if sentence.do_lower_case {
+        tokenizer::lower_case(&mut tokenizer, &file)?;
+    }
+    Ok((tokenizer, file))
+}
+
+/// An operator's limit beyond the position table is a fault; one from the model's own files, which
+/// sentence-transformers lets pass, is cut to it.
+fn max_seq_len(spec: &ModelSpec, sentence: &SentenceConfig, config: &EncoderConfig, file: &Path) -> Result<usize> {
+    #[derive(serde::Deserialize)]
+    struct TokenizerConfig {
+        /// An integer, or 1e30 for "no limit".
+        model_max_length: Option<f64>,
+    }
+    let reach = config.max_seq_len();
+    if let Some(max_seq_len) = spec.max_seq_len {
+        if max_seq_len == 0 || max_seq_len > reach {
+            let reason = format!("max_seq_len is {max_seq_len}, the position table reaches 1 to {reach}");
+            return Err(file_error(file, reason));
+        }
+        return Ok(max_seq_len);
+    }
+    let stated = match sentence.max_seq_len {
+        Some(stated) => Some(stated),
+        None => {
+            let file = sentence.transformer_dir.join("tokenizer_config.json");
+            let config: Option<TokenizerConfig> = read_json_if_there(file)?;
+            config.and_then(|c| c.model_max_length).filter(|n| *n >= 1.0).map(|n| n.min(reach as f64) as usize)
+        }
+    };
+    match stated {
+        Some(stated) if stated > reach => {
+            tracing::warn!(model = %spec.name, max_seq_len = stated, reach, "max_seq_len is cut to the position table");
+            Ok(reach)
+        }
+        other => Ok(other.unwrap_or(reach)),
+    }
+}
+
+/// llama.cpp's number of a pooling. Errors: [`crate::Error::ModelFile`] for one that gives no embedding.
+fn gguf_pooling(weights: &Weights) -> Result<Option<Pooling>> {
+    let Some(gguf) = weights.gguf().filter(|_| weights.format() == Format::Gguf) else { return Ok(None) };
+    match gguf.number("bert.pooling_type")? {
+        None | Some(0) => Ok(None),
+        Some(1) => Ok(Some(Pooling::Mean)),
+        Some(2) => Ok(Some(Pooling::Cls)),
+        Some(3) => Ok(Some(Pooling::LastToken)),
+        Some(other) => Err(file_error(
+            gguf.path(),
+            format!("metadata `bert.pooling_type` {other} is not supported; supported: 1 to 3"),
+        )),
+    }
+}
+
+/// The spec's prompts over the files' ones, and a default that is one of them.
+fn prompts(
+    spec: &ModelSpec,
+    mut prompts: BTreeMap<String, String>,
+    default_prompt: Option<String>,
+) -> Result<(BTreeMap<String, String>, Option<String>)> {
+    prompts.extend(spec.prompts.clone());
+    let default_prompt = spec.default_prompt.clone().or(default_prompt);
+    match &default_prompt {
+        Some(name) if !prompts.contains_key(name) => {
+            let known: Vec<&str> = prompts.keys().map(String::as_str).collect();
+            let reason = format!("default prompt `{name}` is none of the prompts: {}", known.join(", "));
+            Err(file_error(&spec.dir, reason))
+        }
+        _ => Ok((prompts, default_prompt)),
+    }
+}
+
+/// Unix seconds of a file's last change; 0 where the file system does not say.
+fn modified(path: &Path) -> u64 {
+    let modified = path.metadata().and_then(|metadata| metadata.modified()).ok();
+    modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |age| age.as_secs())
+}

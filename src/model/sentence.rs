@@ -1,0 +1,139 @@
+//! What sentence-transformers writes beside a model: `modules.json`, the pooling's `config.json`,
+//! `sentence_bert_config.json` and `config_sentence_transformers.json`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::config::{read_json, read_json_if_there};
+use super::pack::Pooling;
+use super::weights::file_error;
+use crate::Result;
+
+/// What the files say; `None` where they do not.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SentenceConfig {
+    /// Where the encoder's own files lie; often the folder itself.
+    pub transformer_dir: PathBuf,
+    pub pooling: Option<Pooling>,
+    /// `None` without a `modules.json`.
+    pub normalize: Option<bool>,
+    pub max_seq_len: Option<usize>,
+    /// Lower-case every text before the tokenizer sees it.
+    pub do_lower_case: bool,
+    /// Prompt name to prompt text.
+    pub prompts: BTreeMap<String, String>,
+    /// Name of the prompt that requests without one get.
+    pub default_prompt: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Module {
+    #[serde(default)]
+    path: String,
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+#[derive(Deserialize)]
+struct SentenceBert {
+    max_seq_length: Option<usize>,
+    #[serde(default)]
+    do_lower_case: bool,
+}
+
+#[derive(Deserialize)]
+struct Prompts {
+    #[serde(default)]
+    prompts: BTreeMap<String, Option<String>>,
+    default_prompt_name: Option<String>,
+}
+
+impl SentenceConfig {
+    /// Reads the files of a folder that are there.
+    ///
+    /// Errors: [`crate::Error::ModelFile`] for a file that cannot be understood, or a module or pooling
+    /// that is not supported, by name.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let mut this = Self { transformer_dir: dir.to_path_buf(), ..Self::default() };
+        if let Some(modules) = read_json_if_there::<Vec<Module>>(dir.join("modules.json"))? {
+            this.read_modules(dir, &modules)?;
+        } else if let Some(pooling) = read_json_if_there(dir.join("1_Pooling/config.json"))? {
+            this.pooling = Some(parse_pooling(&pooling, &dir.join("1_Pooling/config.json"))?);
+        }
+        let file = this.transformer_dir.join("sentence_bert_config.json");
+        if let Some(config) = read_json_if_there::<SentenceBert>(file)? {
+            this.max_seq_len = config.max_seq_length;
+            this.do_lower_case = config.do_lower_case;
+        }
+        let file = dir.join("config_sentence_transformers.json");
+        if let Some(config) = read_json_if_there::<Prompts>(file)? {
+            this.prompts = config.prompts.into_iter().filter_map(|(name, text)| Some((name, text?))).collect();
+            this.default_prompt = config.default_prompt_name;
+        }
+        Ok(this)
+    }
+
+    /// A pipeline of Transformer, Pooling and perhaps Normalize, in this order.
+    fn read_modules(&mut self, dir: &Path, modules: &[Module]) -> Result<()> {
+        self.normalize = Some(false);
+        for module in modules {
+            // Releases of sentence-transformers differ in the module's path but not in its last word.
+            match module.kind.rsplit('.').next().unwrap_or_default() {
+                "Transformer" => self.transformer_dir = dir.join(&module.path),
+                "Pooling" => {
+                    let file = dir.join(&module.path).join("config.json");
+                    self.pooling = Some(parse_pooling(&read_json(&file)?, &file)?);
+                }
+                "Normalize" => self.normalize = Some(true),
+                other => {
+                    let reason = format!(
+                        "module `{other}` ({}) is not supported; supported: Transformer, Pooling, Normalize",
+                        module.kind
+                    );
+                    return Err(file_error(&dir.join("modules.json"), reason));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The keys of old and new releases, and what they ask for.
+const POOLINGS: [(&str, &str, Option<Pooling>); 6] = [
+    ("pooling_mode_cls_token", "cls", Some(Pooling::Cls)),
+    ("pooling_mode_max_tokens", "max", Some(Pooling::Max)),
+    ("pooling_mode_mean_tokens", "mean", Some(Pooling::Mean)),
+    ("pooling_mode_mean_sqrt_len_tokens", "mean_sqrt_len_tokens", None),
+    ("pooling_mode_weightedmean_tokens", "weightedmean", Some(Pooling::WeightedMean)),
+    ("pooling_mode_lasttoken", "lasttoken", Some(Pooling::LastToken)),
+];
+
+/// One pooling of a pooling module's config: either a bool a mode, or `pooling_mode` with one name.
+fn parse_pooling(config: &Value, file: &Path) -> Result<Pooling> {
+    if config["include_prompt"] == Value::Bool(false) {
+        return Err(file_error(file, "`include_prompt` false is not supported"));
+    }
+    let names: Vec<&str> = match &config["pooling_mode"] {
+        Value::String(name) => vec![name],
+        Value::Array(names) => names.iter().filter_map(Value::as_str).collect(),
+        _ => POOLINGS.iter().filter(|(key, ..)| config[key] == Value::Bool(true)).map(|(_, name, _)| *name).collect(),
+    };
+    match names.as_slice() {
+        // sentence-transformers takes the mean where no mode is asked for.
+        [] => Ok(Pooling::Mean),
+        [name] => {
+            let found = POOLINGS.iter().find(|(_, known, _)| known == name).and_then(|(.., pooling)| *pooling);
+            found.ok_or_else(|| {
+                let known: Vec<_> = POOLINGS.iter().filter(|p| p.2.is_some()).map(|(_, name, _)| *name).collect();
+                file_error(file, format!("pooling `{name}` is not supported; supported: {}", known.join(", ")))
+            })
+        }
+        several => {
+            let reason = format!("several poolings side by side ({}) are not supported", several.join(", "));
+            Err(file_error(file, reason))
+        }
+    }
+}
