@@ -1,1 +1,105 @@
 //! HTTP: JSON types, handlers, layers in one list, the one status table.
+//!
+//! One file per protocol (`openai`, `tei`), one for the routes operators and probes use (`health`),
+//! one for the document of all of them (`docs`). What they share: `body` reads and checks a request,
+//! `inputs` is the text-or-token-ids field, `write` makes JSON of floats, `status` turns an error into
+//! an answer, `observe` is the outermost layer.
+
+pub mod docs;
+pub mod status;
+
+mod body;
+mod health;
+mod inputs;
+mod observe;
+mod openai;
+mod phases;
+mod tei;
+mod write;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware::{from_fn, from_fn_with_state};
+
+use crate::serve::Engine;
+use status::Fault;
+
+pub use observe::describe_metrics;
+
+/// What the handlers stand on; made once, cloned per request (all of it is shared).
+#[derive(Clone)]
+pub struct ApiState {
+    pub engine: Arc<Engine>,
+    pub settings: Arc<ApiSettings>,
+    /// The metrics in Prometheus' text format, for `/metrics`.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    pub build: BuildInfo,
+}
+
+/// The checked settings of `[api]` that concern requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiSettings {
+    /// Longest body of a request, in bytes. At least 1.
+    pub max_body_bytes: usize,
+    /// Most inputs in one request. At least 1.
+    pub max_client_batch_size: usize,
+    /// Longest a request may take, and what it may take when it does not say: `x-request-timeout` asks for less.
+    pub timeout: Duration,
+    /// Where clients reach this server, for the OpenAPI document; `None` is the address they asked at.
+    pub url: Option<String>,
+    /// The API's version, for the OpenAPI document.
+    pub version: String,
+}
+
+impl Default for ApiSettings {
+    /// Body and inputs hold the largest request an OpenAI client sends: 2,048 inputs.
+    fn default() -> Self {
+        Self {
+            max_body_bytes: 8 << 20,
+            max_client_batch_size: 2048,
+            timeout: Duration::from_secs(30),
+            url: None,
+            version: "v1".to_string(),
+        }
+    }
+}
+
+/// What was built, for `/info` and the OpenAPI document.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BuildInfo {
+    /// The package's version.
+    pub version: String,
+    /// The commit, `None` outside a git checkout.
+    pub commit: Option<String>,
+}
+
+/// All routes over an engine. Models may be added to the engine before or after.
+///
+/// The order of the layers is the order a request passes them; each stands where it does for a reason.
+pub fn router(state: ApiState) -> Router {
+    Router::new()
+        .merge(openai::routes())
+        .merge(tei::routes())
+        .merge(health::routes())
+        .merge(docs::routes())
+        .fallback(no_route)
+        .method_not_allowed_fallback(method_not_allowed)
+        // 3. A panic in a handler becomes a fault like any other, so the two layers above see it.
+        .layer(from_fn(status::catch_panic))
+        // 2. Faults get the envelope of the protocol asked, whoever made them.
+        .layer(from_fn(status::render))
+        // 1. First in, last out: the id, the clock, the log line and the counts cover all the rest.
+        .layer(from_fn_with_state(state.clone(), observe::observe))
+        .with_state(state)
+}
+
+async fn no_route(request: Request) -> Fault {
+    Fault::NoRoute { path: request.uri().path().to_string() }
+}
+
+async fn method_not_allowed(request: Request) -> Fault {
+    Fault::MethodNotAllowed { method: request.method().to_string(), path: request.uri().path().to_string() }
+}

@@ -1,0 +1,219 @@
+//! From a request's bytes to its typed body: type, size, time and form are checked here, once.
+
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderMap, header};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+
+use super::ApiState;
+use super::observe::Arrival;
+use super::status::Fault;
+use crate::{Error, Result};
+
+/// A body longer than this is parsed off the async threads: JSON of text is read at 0.5 to 1 GB/s, so
+/// below it parsing stays under the 500 microseconds an async thread may be held.
+const MAX_INLINE_BYTES: usize = 256 << 10;
+
+/// A request after its form is checked.
+#[derive(Debug)]
+pub struct Call<T> {
+    pub body: T,
+    pub deadline: Instant,
+    /// What `deadline` was made of, for errors.
+    pub timeout: Duration,
+}
+
+/// Waits for `work` to the deadline. For what the engine does not time itself.
+///
+/// Errors: `Deadline`, and those of `work`.
+pub async fn bounded<O>(deadline: Instant, timeout: Duration, work: impl Future<Output = Result<O>>) -> Result<O> {
+    match tokio::time::timeout_at(deadline.into(), work).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::Deadline { timeout }),
+    }
+}
+
+/// Reads the whole body and parses it.
+///
+/// Errors: `MediaType`, `ContentEncoding`, `SlowBody`; `TooLarge` with unit "bytes"; `Malformed` naming the
+/// field, or "body" where the text is no JSON; `Malformed` for `x-request-timeout`.
+pub async fn read<T: DeserializeOwned + Send + 'static>(state: &ApiState, request: Request) -> Result<Call<T>, Fault> {
+    let arrived = request.extensions().get::<Arrival>().map_or_else(Instant::now, |a| a.at);
+    let (parts, body) = request.into_parts();
+    check_media_type(&parts.headers)?;
+    let timeout = timeout(&parts.headers, state.settings.timeout)?;
+    let deadline = arrived + timeout;
+    let limit = state.settings.max_body_bytes;
+    if let Some(got) = content_length(&parts.headers).filter(|&got| got > limit) {
+        return Err(too_large(got, limit).into());
+    }
+    let bytes = match tokio::time::timeout_at(deadline.into(), collect(body, limit)).await {
+        Ok(bytes) => bytes?,
+        Err(_) => return Err(Fault::SlowBody { timeout }),
+    };
+    let body = if bytes.len() <= MAX_INLINE_BYTES {
+        parse(&bytes)?
+    } else {
+        let joined = tokio::task::spawn_blocking(move || parse(&bytes)).await;
+        joined.map_err(|e| Error::Internal { cause: format!("parsing a body: {e}") })??
+    };
+    Ok(Call { body, deadline, timeout })
+}
+
+async fn collect(body: Body, limit: usize) -> Result<Bytes> {
+    match Limited::new(body, limit).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        // The length is known only to be above the limit: the rest was not read.
+        Err(e) if e.is::<LengthLimitError>() || e.source().is_some_and(|s| s.is::<LengthLimitError>()) => {
+            Err(too_large(limit + 1, limit))
+        }
+        // Nobody is there to read this answer: the connection broke while the body was sent.
+        Err(e) => Err(malformed("body", format!("could not be read: {e}"))),
+    }
+}
+
+fn too_large(got: usize, limit: usize) -> Error {
+    Error::TooLarge { field: "body".to_string(), got, limit, unit: "bytes" }
+}
+
+fn malformed(field: &str, reason: String) -> Error {
+    Error::Malformed { field: field.to_string(), reason }
+}
+
+/// Errors: `Malformed` with the path to the value at fault ("input[2]").
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    if bytes.is_empty() {
+        return Err(Error::Empty { field: "body".to_string() });
+    }
+    let error = match serde_json::from_slice(bytes) {
+        Ok(body) => return Ok(body),
+        Err(error) => error,
+    };
+    if !error.is_data() {
+        return Err(malformed("body", format!("not JSON: {error}")));
+    }
+    // Well formed but of the wrong type: parse again with the path tracked. Only failures pay for it.
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    match serde_path_to_error::deserialize::<_, T>(&mut deserializer) {
+        Err(tracked) if tracked.path().iter().next().is_some() => {
+            Err(malformed(&tracked.path().to_string(), tracked.inner().to_string()))
+        }
+        _ => Err(malformed("body", error.to_string())),
+    }
+}
+
+/// JSON only. Not for the parser's sake: a page of another site can make a browser send `text/plain`
+/// here without asking, but not `application/json`.
+fn check_media_type(headers: &HeaderMap) -> Result<(), Fault> {
+    let text = |name| headers.get(name).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
+    let got = text(header::CONTENT_TYPE).unwrap_or_default();
+    let mut parts = got.split(';').map(|part| part.trim().to_ascii_lowercase());
+    let essence = parts.next().unwrap_or_default();
+    let is_json = essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"));
+    let is_utf8 = parts.filter_map(|p| p.strip_prefix("charset=").map(str::to_string)).all(|charset| {
+        let charset = charset.trim_matches('"');
+        matches!(charset, "utf-8" | "utf8" | "us-ascii")
+    });
+    if !is_json || !is_utf8 {
+        return Err(Fault::MediaType { got });
+    }
+    match text(header::CONTENT_ENCODING) {
+        Some(got) if !got.trim().is_empty() && !got.trim().eq_ignore_ascii_case("identity") => {
+            Err(Fault::ContentEncoding { got })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn content_length(headers: &HeaderMap) -> Option<usize> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// `x-request-timeout`, never above `longest`; `longest` without the header.
+///
+/// Units: seconds ("2", "0.5") or with a unit ("500ms", "1m").
+/// Errors: `Malformed` for another form and for no time at all.
+fn timeout(headers: &HeaderMap, longest: Duration) -> Result<Duration> {
+    const NAME: &str = "x-request-timeout";
+    let Some(value) = headers.get(NAME) else {
+        return Ok(longest);
+    };
+    let text = value.to_str().unwrap_or_default().trim();
+    let seconds = |s: f64| Duration::try_from_secs_f64(s).ok();
+    let parsed = match text.parse::<f64>() {
+        // A wait of ages is no error: the limit is the server's.
+        Ok(s) if s.is_finite() && s > 1e9 => Some(longest),
+        Ok(s) => seconds(s),
+        Err(_) => humantime::parse_duration(text).ok(),
+    };
+    match parsed {
+        Some(timeout) if !timeout.is_zero() => Ok(timeout.min(longest)),
+        _ => Err(malformed(NAME, "expected seconds above 0, or a time like `500ms`".to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::HeaderValue;
+
+    fn headers(name: &'static str, value: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(name.parse().unwrap(), HeaderValue::from_static(value))])
+    }
+
+    #[test]
+    fn a_client_may_ask_for_less_time_but_not_for_more() {
+        let longest = Duration::from_secs(30);
+        let asked = |value| timeout(&headers("x-request-timeout", value), longest);
+        assert_eq!(timeout(&HeaderMap::new(), longest), Ok(longest));
+        assert_eq!(asked("2"), Ok(Duration::from_secs(2)));
+        assert_eq!(asked("0.25"), Ok(Duration::from_millis(250)));
+        assert_eq!(asked("500ms"), Ok(Duration::from_millis(500)));
+        for more in ["31", "1h", "1e300", "99999999999999999999"] {
+            assert_eq!(asked(more), Ok(longest), "{more}");
+        }
+        for bad in ["0", "-1", "soon", "", "NaN", "inf", "0ms", "\u{7f}"] {
+            let Ok(value) = HeaderValue::from_str(bad) else { continue };
+            let map = HeaderMap::from_iter([("x-request-timeout".parse().unwrap(), value)]);
+            assert!(timeout(&map, longest).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_plain_json_in_utf8_is_taken() {
+        let ok = |value| check_media_type(&headers("content-type", value)).is_ok();
+        assert!(ok("application/json"));
+        assert!(ok("Application/JSON; charset=UTF-8"));
+        assert!(ok("application/vnd.api+json"));
+        assert!(!ok("text/json"));
+        assert!(!ok("application/json; charset=latin1"));
+        assert!(!ok("application/x-www-form-urlencoded"));
+        assert!(check_media_type(&HeaderMap::new()).is_err());
+        let mut gzip = headers("content-type", "application/json");
+        gzip.insert("content-encoding", HeaderValue::from_static("gzip"));
+        assert_eq!(check_media_type(&gzip), Err(Fault::ContentEncoding { got: "gzip".into() }));
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_is_named_by_its_path() {
+        #[derive(Debug, PartialEq, serde::Deserialize)]
+        struct Form {
+            input: super::super::inputs::Inputs,
+        }
+        let field = |json: &str| match parse::<Form>(json.as_bytes()) {
+            Err(Error::Malformed { field, .. }) => field,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(field(r#"{"input": ["a", 1.5]}"#), "input[1]");
+        assert_eq!(field(r#"{"input": [[1], [2, "x"]]}"#), "input[1][1]");
+        assert_eq!(field(r#"{"input": null}"#), "input");
+        assert_eq!(field("{}"), "body");
+        assert_eq!(field(r#"{"input": "\ud800"}"#), "body");
+        assert_eq!(field("[1"), "body");
+        assert_eq!(parse::<Form>(b""), Err(Error::Empty { field: "body".into() }));
+    }
+}

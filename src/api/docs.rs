@@ -1,0 +1,178 @@
+//! The OpenAPI document and the page that shows it.
+
+use std::collections::BTreeMap;
+
+use axum::Router;
+use axum::extract::State;
+use axum::routing::get;
+use serde_json::{Value, json};
+use utoipa::openapi::{RefOr, Response, ResponseBuilder};
+use utoipa::{IntoResponses, OpenApi, ToSchema};
+use utoipa_swagger_ui::{Config, SwaggerUi};
+
+use super::status::{Envelope, Fault, Kind};
+use super::{ApiState, health, openai, tei};
+
+/// The name that examples are written with; the document served has the default model's instead.
+const EXAMPLE_MODEL: &str = "all-MiniLM-L6-v2";
+
+pub fn routes() -> Router<ApiState> {
+    // The address is relative to the page, so that it holds behind a proxy's prefix too.
+    let page = SwaggerUi::new("/docs").config(Config::from("../openapi.json"));
+    Router::new().route("/openapi.json", get(openapi)).merge(page)
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "eremois", description = "Embeddings over the APIs of OpenAI and of text-embeddings-inference."),
+    paths(
+        openai::embeddings,
+        openai::models,
+        openai::model,
+        tei::main_task,
+        tei::invocations,
+        tei::embed,
+        tei::similarity,
+        tei::tokenize,
+        tei::decode,
+        tei::info,
+        health::health,
+        health::ping,
+        health::live,
+        health::ready,
+        health::metrics,
+        openapi,
+    ),
+    components(schemas(OpenAiError, TeiError))
+)]
+struct Document;
+
+/// This document.
+#[utoipa::path(get, path = "/openapi.json", tag = "operations", responses((status = 200, description = "OpenAPI 3.1", body = serde_json::Value)))]
+async fn openapi(State(state): State<ApiState>) -> axum::Json<Value> {
+    axum::Json(document(&state))
+}
+
+/// The document with what is known only while serving: the version, the address, the default model's name.
+pub fn document(state: &ApiState) -> Value {
+    let mut document = serde_json::to_value(Document::openapi()).unwrap_or_default();
+    document["info"]["version"] = json!(state.build.version);
+    document["info"]["license"] = json!({"name": "Apache-2.0", "identifier": "Apache-2.0"});
+    document["servers"] = json!([{"url": state.settings.url.as_deref().unwrap_or("/")}]);
+    for (path, item) in document["paths"].as_object_mut().into_iter().flatten() {
+        for (method, operation) in item.as_object_mut().into_iter().flatten() {
+            add_errors(path, method, operation);
+        }
+    }
+    if let Ok(info) = state.engine.model(None) {
+        rename_model(&mut document, &info.name);
+    }
+    document
+}
+
+fn rename_model(value: &mut Value, name: &str) {
+    match value {
+        Value::String(text) if text == EXAMPLE_MODEL => *text = name.to_string(),
+        Value::Array(items) => items.iter_mut().for_each(|item| rename_model(item, name)),
+        Value::Object(fields) => fields.values_mut().for_each(|field| rename_model(field, name)),
+        _ => {}
+    }
+}
+
+/// OpenAI's form of an error.
+#[derive(ToSchema)]
+#[allow(dead_code)]
+struct OpenAiError {
+    error: OpenAiErrorDetail,
+}
+
+#[derive(ToSchema)]
+#[allow(dead_code)]
+struct OpenAiErrorDetail {
+    message: String,
+    #[schema(example = "invalid_request_error")]
+    r#type: String,
+    /// The field at fault.
+    #[schema(required)]
+    param: Option<String>,
+    /// The kind of error.
+    code: String,
+}
+
+/// text-embeddings-inference's form of an error.
+#[derive(ToSchema)]
+#[allow(dead_code)]
+struct TeiError {
+    error: String,
+    #[schema(example = "Validation")]
+    error_type: String,
+}
+
+/// Marks a route that answers errors; [`document`] puts those of the status table in its place, in the
+/// envelope of the route's protocol.
+pub struct Refusals;
+
+const MARK: &str = "default";
+
+impl IntoResponses for Refusals {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        BTreeMap::from([(MARK.to_string(), ResponseBuilder::new().description("An error").into())])
+    }
+}
+
+/// Replaces the mark of an operation by one response a status, with an example of each kind of error.
+fn add_errors(path: &str, method: &str, operation: &mut Value) {
+    let Some(responses) = operation.get_mut("responses").and_then(Value::as_object_mut) else {
+        return;
+    };
+    if responses.remove(MARK).is_none() {
+        return;
+    }
+    let envelope = Envelope::of_path(path);
+    let schema = match envelope {
+        Envelope::OpenAi => "#/components/schemas/OpenAiError",
+        Envelope::Tei => "#/components/schemas/TeiError",
+    };
+    for fault in Fault::samples() {
+        let class = fault.class();
+        let kind = class.kind.as_str();
+        if !answers(envelope, path, method, class.kind) {
+            continue;
+        }
+        let response = responses.entry(envelope.status(class).as_str().to_string()).or_insert_with(|| {
+            let reason = envelope.status(class).canonical_reason().unwrap_or("an error");
+            let mut response = json!({"description": reason});
+            response["content"]["application/json"] = json!({"schema": {"$ref": schema}, "examples": {}});
+            if fault.retry_after().is_some() {
+                response["headers"]["Retry-After"] =
+                    json!({"schema": {"type": "integer"}, "description": "Seconds after which to try again"});
+            }
+            response
+        });
+        let examples = &mut response["content"]["application/json"]["examples"];
+        if examples.get(kind).is_none() {
+            examples[kind] = json!({"value": envelope.body(&fault)});
+        }
+    }
+}
+
+/// Whether an operation can answer this kind of error.
+fn answers(envelope: Envelope, path: &str, method: &str, kind: Kind) -> bool {
+    match kind {
+        // Not of an operation: no operation was found.
+        Kind::RouteNotFound | Kind::MethodNotAllowed => false,
+        Kind::Loading | Kind::Draining | Kind::Unhealthy | Kind::Internal => true,
+        // TEI's routes name no model.
+        Kind::ModelNotFound => envelope == Envelope::OpenAi,
+        Kind::Malformed => method == "post" || path.contains('{'),
+        // Of a body, or of the work on one.
+        Kind::Empty
+        | Kind::TooLarge
+        | Kind::Invalid
+        | Kind::UnsupportedMediaType
+        | Kind::RequestTimeout
+        | Kind::QueueFull
+        | Kind::Deadline
+        | Kind::Failed => method == "post",
+    }
+}

@@ -1,0 +1,111 @@
+//! For probes, scrapers and operators.
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde::Serialize;
+use serde_json::json;
+use utoipa::ToSchema;
+
+use super::ApiState;
+use super::docs::Refusals;
+use super::status::Fault;
+use crate::Error;
+use crate::serve::Health;
+
+pub fn routes() -> Router<ApiState> {
+    Router::new()
+        .route("/health/live", get(live))
+        .route("/health/ready", get(ready))
+        .route("/health", get(health))
+        .route("/ping", get(ping))
+        .route("/metrics", get(metrics))
+}
+
+/// Whether the server takes requests, and each model's state.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Readiness {
+    /// "ready", or the state of the first model that is not.
+    #[schema(example = "ready")]
+    status: &'static str,
+    models: Vec<ModelHealth>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ModelHealth {
+    #[schema(example = "all-MiniLM-L6-v2")]
+    name: String,
+    /// "ready", "loading", "unhealthy" or "draining".
+    #[schema(example = "ready")]
+    status: &'static str,
+}
+
+fn word(health: &Health) -> &'static str {
+    match health {
+        Health::Loading => "loading",
+        Health::Ready => "ready",
+        Health::Unhealthy(_) => "unhealthy",
+        Health::Draining => "draining",
+    }
+}
+
+/// The process answers.
+#[utoipa::path(get, path = "/health/live", tag = "operations", responses((status = 200, description = "Alive", body = serde_json::Value, example = json!({"status": "live"}))))]
+pub async fn live() -> axum::Json<serde_json::Value> {
+    axum::Json(json!({"status": "live"}))
+}
+
+/// Every model is warmed up and its device answers.
+#[utoipa::path(
+    get, path = "/health/ready", tag = "operations",
+    responses(
+        (status = 200, description = "All models are ready", body = Readiness),
+        (status = 503, description = "At least one model is loading, unhealthy or draining", body = Readiness, example = json!({"status": "loading", "models": [{"name": "all-MiniLM-L6-v2", "status": "loading"}]})),
+    ),
+)]
+pub async fn ready(State(state): State<ApiState>) -> Response {
+    let health = state.engine.health();
+    let status = match health.iter().find(|(_, h)| *h != Health::Ready) {
+        Some((_, health)) => word(health),
+        // No model yet: the first is being read from disk.
+        None if health.is_empty() => "loading",
+        None => "ready",
+    };
+    let models =
+        health.iter().map(|(name, health)| ModelHealth { name: name.to_string(), status: word(health) }).collect();
+    let code = if status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, axum::Json(Readiness { status, models })).into_response()
+}
+
+/// As `/health/ready`, in TEI's form: nothing to read but the status.
+#[utoipa::path(get, path = "/health", tag = "text-embeddings-inference", responses((status = 200, description = "All models are ready"), Refusals))]
+pub async fn health(State(state): State<ApiState>) -> Result<StatusCode, Fault> {
+    let health = state.engine.health();
+    match health.iter().find(|(_, h)| *h != Health::Ready) {
+        None if health.is_empty() => Err(Error::Loading { model: "default".to_string() }.into()),
+        None => Ok(StatusCode::OK),
+        Some((model, health)) => {
+            let model = model.to_string();
+            Err(match health {
+                Health::Unhealthy(reason) => Error::Unhealthy { model, reason: reason.clone() },
+                Health::Draining => Error::Draining,
+                Health::Loading | Health::Ready => Error::Loading { model },
+            }
+            .into())
+        }
+    }
+}
+
+/// As `/health`, under SageMaker's name.
+#[utoipa::path(get, path = "/ping", tag = "text-embeddings-inference", responses((status = 200, description = "All models are ready"), Refusals))]
+pub async fn ping(state: State<ApiState>) -> Result<StatusCode, Fault> {
+    health(state).await
+}
+
+/// All metrics, in Prometheus' text format.
+#[utoipa::path(get, path = "/metrics", tag = "operations", responses((status = 200, description = "Prometheus' text format", body = String, content_type = "text/plain")))]
+pub async fn metrics(State(state): State<ApiState>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], (state.metrics)()).into_response()
+}

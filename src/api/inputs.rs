@@ -1,0 +1,221 @@
+//! The field that OpenAI calls `input` and TEI `inputs`: a text, token ids, or a list of either.
+
+use std::fmt;
+
+use serde::de::{Error as _, SeqAccess, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer};
+use utoipa::openapi::schema::{ArrayBuilder, OneOfBuilder, SchemaType, Type};
+use utoipa::openapi::{Object, ObjectBuilder, RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+use crate::request::Input;
+use crate::{Error, Result};
+
+/// The parsed field.
+///
+/// ```text
+/// "a"              one text            [7, 8]           one list of token ids
+/// ["a", "b"]       two texts           [[7, 8], [9]]    two lists of token ids
+/// ["a", [7, 8]]    one of each, as TEI takes it
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inputs(pub Vec<Input>);
+
+impl Inputs {
+    /// Errors: `Empty` without an input, `TooLarge` with more than `limit`.
+    pub fn checked(self, field: &str, limit: usize) -> Result<Vec<Input>> {
+        check_count(field, self.0.len(), limit)?;
+        Ok(self.0)
+    }
+
+    /// Errors: those of [`Self::checked`], `Malformed` for token ids.
+    pub fn texts(self, field: &str, limit: usize) -> Result<Vec<String>> {
+        let take = |(i, input)| match input {
+            Input::Text(text) => Ok(text),
+            Input::TokenIds(_) => {
+                let reason = "expected a text, got token ids".to_string();
+                Err(Error::Malformed { field: format!("{field}[{i}]"), reason })
+            }
+        };
+        self.checked(field, limit)?.into_iter().enumerate().map(take).collect()
+    }
+
+    /// Errors: those of [`Self::checked`], `Malformed` for a text.
+    pub fn token_ids(self, field: &str, limit: usize) -> Result<Vec<Vec<u32>>> {
+        let take = |(i, input)| match input {
+            Input::TokenIds(ids) => Ok(ids),
+            Input::Text(_) => {
+                let reason = "expected token ids, got a text".to_string();
+                Err(Error::Malformed { field: format!("{field}[{i}]"), reason })
+            }
+        };
+        self.checked(field, limit)?.into_iter().enumerate().map(take).collect()
+    }
+}
+
+/// Errors: `Empty` for 0, `TooLarge` for more than `limit`.
+pub fn check_count(field: &str, got: usize, limit: usize) -> Result<()> {
+    match got {
+        0 => Err(Error::Empty { field: field.to_string() }),
+        _ if got > limit => Err(Error::TooLarge { field: field.to_string(), got, limit, unit: "inputs" }),
+        _ => Ok(()),
+    }
+}
+
+/// An element of the outer list.
+enum Element {
+    Text(String),
+    Id(u32),
+    Ids(Vec<u32>),
+}
+
+impl<'de> Deserialize<'de> for Element {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ElementVisitor)
+    }
+}
+
+struct ElementVisitor;
+
+impl<'de> Visitor<'de> for ElementVisitor {
+    type Value = Element;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a text, a token id or a list of token ids")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Element, E> {
+        Ok(Element::Text(text.to_string()))
+    }
+
+    fn visit_string<E: serde::de::Error>(self, text: String) -> Result<Element, E> {
+        Ok(Element::Text(text))
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, id: u64) -> Result<Element, E> {
+        let wide = |_| E::invalid_value(Unexpected::Unsigned(id), &"a token id below 2^32");
+        u32::try_from(id).map(Element::Id).map_err(wide)
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, id: i64) -> Result<Element, E> {
+        Err(E::invalid_value(Unexpected::Signed(id), &"a token id of 0 or more"))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Element, A::Error> {
+        let mut ids = Vec::new();
+        while let Some(id) = seq.next_element::<u32>()? {
+            ids.push(id);
+        }
+        Ok(Element::Ids(ids))
+    }
+}
+
+impl<'de> Deserialize<'de> for Inputs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(InputsVisitor)
+    }
+}
+
+/// Also used by fields that are inputs or something else.
+pub struct InputsVisitor;
+
+impl<'de> Visitor<'de> for InputsVisitor {
+    type Value = Inputs;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a text, a list of token ids, or a list of either")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Inputs, E> {
+        Ok(Inputs(vec![Input::Text(text.to_string())]))
+    }
+
+    fn visit_string<E: serde::de::Error>(self, text: String) -> Result<Inputs, E> {
+        Ok(Inputs(vec![Input::Text(text)]))
+    }
+
+    /// The first element says whether this is one list of ids or a list of inputs.
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Inputs, A::Error> {
+        let mut inputs = match seq.next_element::<Element>()? {
+            None => return Ok(Inputs(Vec::new())),
+            Some(Element::Id(first)) => {
+                let mut ids = vec![first];
+                while let Some(id) = seq.next_element::<u32>()? {
+                    ids.push(id);
+                }
+                return Ok(Inputs(vec![Input::TokenIds(ids)]));
+            }
+            Some(Element::Text(text)) => vec![Input::Text(text)],
+            Some(Element::Ids(ids)) => vec![Input::TokenIds(ids)],
+        };
+        while let Some(element) = seq.next_element::<Element>()? {
+            inputs.push(match element {
+                Element::Text(text) => Input::Text(text),
+                Element::Ids(ids) => Input::TokenIds(ids),
+                Element::Id(_) => return Err(A::Error::custom("a token id among texts or lists")),
+            });
+        }
+        Ok(Inputs(inputs))
+    }
+}
+
+impl PartialSchema for Inputs {
+    fn schema() -> RefOr<Schema> {
+        let text = || Object::with_type(Type::String);
+        let ids = || {
+            let id = ObjectBuilder::new().schema_type(SchemaType::new(Type::Integer)).minimum(Some(0));
+            ArrayBuilder::new().items(id)
+        };
+        let either = OneOfBuilder::new().item(text()).item(ids());
+        OneOfBuilder::new()
+            .description(Some("A text, a list of token ids of the model's vocabulary, or a list of either."))
+            .item(text())
+            .item(ids())
+            .item(ArrayBuilder::new().items(either))
+            .into()
+    }
+}
+
+impl ToSchema for Inputs {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> Result<Vec<Input>, String> {
+        serde_json::from_str::<Inputs>(json).map(|i| i.0).map_err(|e| e.to_string())
+    }
+
+    fn text(s: &str) -> Input {
+        Input::Text(s.to_string())
+    }
+
+    #[test]
+    fn every_form_is_told_apart() {
+        assert_eq!(parse(r#""a""#), Ok(vec![text("a")]));
+        assert_eq!(parse(r#"["a","b"]"#), Ok(vec![text("a"), text("b")]));
+        assert_eq!(parse("[7,8]"), Ok(vec![Input::TokenIds(vec![7, 8])]));
+        assert_eq!(parse("[[7,8],[9]]"), Ok(vec![Input::TokenIds(vec![7, 8]), Input::TokenIds(vec![9])]));
+        assert_eq!(parse(r#"["a",[7]]"#), Ok(vec![text("a"), Input::TokenIds(vec![7])]));
+        assert_eq!(parse("[]"), Ok(vec![]));
+        assert_eq!(parse(r#""é\u0000""#), Ok(vec![text("é\0")]));
+    }
+
+    #[test]
+    fn what_is_neither_is_refused() {
+        let bad =
+            ["7", "null", "true", "{}", "[1,\"a\"]", "[\"a\",1]", "[-1]", "[1.5]", "[4294967296]", "[[[1]]]", "[null]"];
+        for json in bad {
+            assert!(parse(json).is_err(), "{json}");
+        }
+        assert!(parse("[4294967296]").unwrap_err().contains("token id below"));
+    }
+
+    #[test]
+    fn counts_are_checked_by_name() {
+        let none = Inputs(vec![]).checked("input", 2);
+        assert_eq!(none, Err(Error::Empty { field: "input".into() }));
+        let many = Inputs(vec![text("a"), text("b"), text("c")]).checked("input", 2);
+        assert_eq!(many, Err(Error::TooLarge { field: "input".into(), got: 3, limit: 2, unit: "inputs" }));
+    }
+}

@@ -1,0 +1,350 @@
+//! From what went wrong to what a client sees: the one table, and the two layers that apply it.
+
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use axum::extract::Request;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
+
+use super::{openai, tei};
+use crate::Error;
+
+/// Everything a handler or a layer answers instead of a result.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Fault {
+    /// What the rooms below say.
+    Error(Error),
+    NoRoute {
+        path: String,
+    },
+    MethodNotAllowed {
+        method: String,
+        path: String,
+    },
+    /// A body that is not JSON by its `content-type`. `got` is empty where the header is missing.
+    MediaType {
+        got: String,
+    },
+    /// A compressed body.
+    ContentEncoding {
+        got: String,
+    },
+    /// The body did not arrive within the request's deadline.
+    SlowBody {
+        timeout: Duration,
+    },
+    /// A handler panicked. The cause is for logs.
+    Panic {
+        cause: String,
+    },
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// The class of a fault: a metric label, a log field and the `code` of OpenAI's errors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    Malformed,
+    Empty,
+    ModelNotFound,
+    TooLarge,
+    Invalid,
+    RouteNotFound,
+    MethodNotAllowed,
+    UnsupportedMediaType,
+    RequestTimeout,
+    QueueFull,
+    Loading,
+    Draining,
+    Unhealthy,
+    Deadline,
+    Failed,
+    Internal,
+}
+
+impl Kind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::Empty => "empty",
+            Self::ModelNotFound => "model_not_found",
+            Self::TooLarge => "too_large",
+            Self::Invalid => "invalid",
+            Self::RouteNotFound => "route_not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::UnsupportedMediaType => "unsupported_media_type",
+            Self::RequestTimeout => "request_timeout",
+            Self::QueueFull => "queue_full",
+            Self::Loading => "loading",
+            Self::Draining => "draining",
+            Self::Unhealthy => "unhealthy",
+            Self::Deadline => "deadline",
+            Self::Failed => "failed",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+/// A row of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Class {
+    pub kind: Kind,
+    /// The status on every route but TEI's.
+    pub status: StatusCode,
+    /// The status on TEI's routes, whose clients know that server's table.
+    pub tei_status: StatusCode,
+}
+
+impl Fault {
+    /// The table. Everything a server of models cannot help (loading a file, settings) is ours: 500.
+    pub fn class(&self) -> Class {
+        use StatusCode as S;
+        let both = |kind, status| Class { kind, status, tei_status: status };
+        let apart = |kind, status, tei_status| Class { kind, status, tei_status };
+        match self {
+            Self::Error(error) => match error {
+                Error::Malformed { .. } => apart(Kind::Malformed, S::BAD_REQUEST, S::UNPROCESSABLE_ENTITY),
+                Error::Empty { .. } => both(Kind::Empty, S::BAD_REQUEST),
+                Error::UnknownModel { .. } => both(Kind::ModelNotFound, S::NOT_FOUND),
+                Error::TooLarge { .. } => both(Kind::TooLarge, S::PAYLOAD_TOO_LARGE),
+                Error::Invalid { .. } => both(Kind::Invalid, S::UNPROCESSABLE_ENTITY),
+                Error::QueueFull { .. } => both(Kind::QueueFull, S::TOO_MANY_REQUESTS),
+                Error::Loading { .. } => both(Kind::Loading, S::SERVICE_UNAVAILABLE),
+                Error::Draining => both(Kind::Draining, S::SERVICE_UNAVAILABLE),
+                Error::Unhealthy { .. } => both(Kind::Unhealthy, S::SERVICE_UNAVAILABLE),
+                Error::Deadline { .. } => both(Kind::Deadline, S::GATEWAY_TIMEOUT),
+                Error::Forward { .. } => apart(Kind::Failed, S::INTERNAL_SERVER_ERROR, S::FAILED_DEPENDENCY),
+                Error::Internal { .. }
+                | Error::Tensor { .. }
+                | Error::Checksum { .. }
+                | Error::ModelFile { .. }
+                | Error::Shape { .. }
+                | Error::Config { .. } => both(Kind::Internal, S::INTERNAL_SERVER_ERROR),
+            },
+            Self::NoRoute { .. } => both(Kind::RouteNotFound, S::NOT_FOUND),
+            Self::MethodNotAllowed { .. } => both(Kind::MethodNotAllowed, S::METHOD_NOT_ALLOWED),
+            Self::MediaType { .. } | Self::ContentEncoding { .. } => {
+                both(Kind::UnsupportedMediaType, S::UNSUPPORTED_MEDIA_TYPE)
+            }
+            Self::SlowBody { .. } => both(Kind::RequestTimeout, S::REQUEST_TIMEOUT),
+            Self::Panic { .. } => both(Kind::Internal, S::INTERNAL_SERVER_ERROR),
+        }
+    }
+
+    /// What the client reads: the kind and its operands, never a cause from inside.
+    pub fn message(&self) -> String {
+        match self {
+            Self::Error(Error::Forward { model, .. }) => format!("model `{model}` failed on this batch"),
+            Self::Error(Error::Unhealthy { model, .. }) => format!("model `{model}` is not healthy"),
+            Self::Error(error) if self.class().kind != Kind::Internal => error.to_string(),
+            Self::Error(_) | Self::Panic { .. } => "internal error".to_string(),
+            Self::NoRoute { path } => format!("no route is `{}`; GET /openapi.json lists all", shorten(path)),
+            Self::MethodNotAllowed { method, path } => {
+                format!("`{}` does not take {}", shorten(path), shorten(method))
+            }
+            Self::MediaType { got } if got.is_empty() => {
+                "content-type: missing, expected application/json in UTF-8".to_string()
+            }
+            Self::MediaType { got } => {
+                format!("content-type: expected application/json in UTF-8, got `{}`", shorten(got))
+            }
+            Self::ContentEncoding { got } => {
+                format!("content-encoding: only uncompressed bodies are taken, got `{}`", shorten(got))
+            }
+            Self::SlowBody { timeout } => format!("the body did not arrive within {timeout:?}"),
+        }
+    }
+
+    /// The field of the request that is at fault, as the client wrote it.
+    pub fn field(&self) -> Option<&str> {
+        match self {
+            Self::Error(
+                Error::Malformed { field, .. }
+                | Error::Empty { field }
+                | Error::Invalid { field, .. }
+                | Error::TooLarge { field, .. },
+            ) => Some(field),
+            Self::Error(Error::UnknownModel { .. }) => Some("model"),
+            _ => None,
+        }
+    }
+
+    /// Whole seconds after which another try may do better: at least 1, because 0 invites a tight loop.
+    pub fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::Error(Error::QueueFull { retry_after, .. }) => Some((retry_after.as_secs_f64().ceil() as u64).max(1)),
+            Self::Error(Error::Loading { .. } | Error::Draining | Error::Unhealthy { .. }) => Some(1),
+            _ => None,
+        }
+    }
+
+    /// What only the logs may say.
+    fn cause(&self) -> Option<String> {
+        match self {
+            Self::Panic { cause } => Some(cause.clone()),
+            Self::Error(error @ Error::Unhealthy { .. }) => Some(error.to_string()),
+            Self::Error(error) if matches!(self.class().kind, Kind::Internal | Kind::Failed) => Some(error.to_string()),
+            _ => None,
+        }
+    }
+
+    /// One fault of each form, for the document and the tests of the table.
+    pub fn samples() -> Vec<Self> {
+        let model = || "all-MiniLM-L6-v2".to_string();
+        vec![
+            Error::Malformed { field: "input[1]".into(), reason: "expected a text or a list of token ids".into() }
+                .into(),
+            Error::Empty { field: "input".into() }.into(),
+            Error::UnknownModel { model: "gpt-9".into(), served: model() }.into(),
+            Error::TooLarge { field: "input[0]".into(), got: 700, limit: 256, unit: "tokens" }.into(),
+            Error::Invalid { field: "dimensions".into(), reason: "expected 1 to 384, got 1024".into() }.into(),
+            Error::QueueFull { model: model(), limit: 4096, retry_after: Duration::from_secs(2) }.into(),
+            Error::Loading { model: model() }.into(),
+            Error::Draining.into(),
+            Error::Unhealthy { model: model(), reason: "the heartbeat failed".into() }.into(),
+            Error::Deadline { timeout: Duration::from_secs(30) }.into(),
+            Error::Forward { model: model(), cause: "the device was lost".into() }.into(),
+            Error::Internal { cause: "a bug".into() }.into(),
+            Self::NoRoute { path: "/v1/embedding".into() },
+            Self::MethodNotAllowed { method: "GET".into(), path: "/v1/embeddings".into() },
+            Self::MediaType { got: "text/plain".into() },
+            Self::ContentEncoding { got: "gzip".into() },
+            Self::SlowBody { timeout: Duration::from_secs(30) },
+            Self::Panic { cause: "a bug".into() },
+        ]
+    }
+}
+
+/// Leaves the envelope to [`render`], which knows the route. The body here is what a server without
+/// that layer would send.
+impl IntoResponse for Fault {
+    fn into_response(self) -> Response {
+        let mut response = (self.class().status, self.message()).into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// The form of a protocol's errors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Envelope {
+    OpenAi,
+    Tei,
+}
+
+impl Envelope {
+    /// The protocol a path belongs to, whether it is a route or not.
+    pub fn of_path(path: &str) -> Self {
+        if path == "/v1" || path.starts_with("/v1/") { Self::OpenAi } else { Self::Tei }
+    }
+
+    pub fn status(self, class: Class) -> StatusCode {
+        match self {
+            Self::OpenAi => class.status,
+            Self::Tei => class.tei_status,
+        }
+    }
+
+    /// The body, as JSON.
+    pub fn body(self, fault: &Fault) -> serde_json::Value {
+        match self {
+            Self::OpenAi => openai::error_body(fault),
+            Self::Tei => tei::error_body(fault),
+        }
+    }
+}
+
+/// Layer: gives a fault its protocol's status and body, and logs what the client must not see.
+pub async fn render(request: Request, next: Next) -> Response {
+    let envelope = Envelope::of_path(request.uri().path());
+    let response = next.run(request).await;
+    let Some(fault) = response.extensions().get::<Fault>() else {
+        return response;
+    };
+    let class = fault.class();
+    if let Some(cause) = fault.cause() {
+        tracing::error!(kind = class.kind.as_str(), cause, "request failed");
+    }
+    let body = envelope.body(fault).to_string();
+    let retry_after = fault.retry_after();
+    // A refused body may still be on its way: closing is the only way not to read it all. A draining
+    // server closes so that the client's next connection finds another.
+    let close = matches!(class.kind, Kind::Draining | Kind::RequestTimeout);
+    let (mut parts, _) = response.into_parts();
+    parts.status = envelope.status(class);
+    parts.headers.remove(header::CONTENT_LENGTH);
+    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(seconds) = retry_after {
+        parts.headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if close {
+        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    if class.kind == Kind::UnsupportedMediaType {
+        parts.headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        parts.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
+    Response::from_parts(parts, body.into())
+}
+
+/// Layer: a bug in one request must not end the server, nor the connection's other requests.
+pub async fn catch_panic(request: Request, next: Next) -> Response {
+    // Nothing survives an unwound handler but what is shared behind locks that poison or atomics.
+    match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+        Ok(response) => response,
+        Err(panic) => {
+            let cause = panic
+                .downcast_ref::<&str>()
+                .map(|s| s.to_string())
+                .or_else(|| panic.downcast_ref::<String>().cloned())
+                .unwrap_or_else(|| "a panic without a message".to_string());
+            Fault::Panic { cause }.into_response()
+        }
+    }
+}
+
+/// What a client sent, short enough for a message.
+fn shorten(text: &str) -> String {
+    const MAX_CHARS: usize = 80;
+    match text.char_indices().nth(MAX_CHARS) {
+        None => text.to_string(),
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_always_names_a_wait_of_at_least_a_second() {
+        let full = |retry_after| Fault::from(Error::QueueFull { model: "m".into(), limit: 1, retry_after });
+        assert_eq!(full(Duration::ZERO).retry_after(), Some(1));
+        assert_eq!(full(Duration::from_millis(1001)).retry_after(), Some(2));
+    }
+
+    #[test]
+    fn causes_stay_inside() {
+        for fault in Fault::samples() {
+            let message = fault.message();
+            assert!(
+                !message.contains("bug") && !message.contains("lost") && !message.contains("heartbeat"),
+                "{message}"
+            );
+            assert!(message.chars().next().is_some_and(|c| !c.is_uppercase()) && !message.ends_with('.'), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_long_path_is_cut_between_characters() {
+        let message = Fault::NoRoute { path: "/é".repeat(500) }.message();
+        assert!(message.len() < 300, "{message}");
+    }
+}

@@ -1,0 +1,466 @@
+//! The routes of text-embeddings-inference. The judge is `huggingface_hub.InferenceClient`.
+
+use std::fmt;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use axum::routing::{get, post};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::json;
+use utoipa::ToSchema;
+
+use super::body::Call;
+use super::docs::Refusals;
+use super::inputs::{Inputs, InputsVisitor, check_count};
+use super::phases::{Served, attach};
+use super::status::{Fault, Kind};
+use super::{ApiState, body, write};
+use crate::output::Token;
+use crate::request::{EmbedParams, Input, Request as Embed, Truncation, TruncationDirection};
+use crate::{Error, Result};
+
+pub fn routes() -> Router<ApiState> {
+    Router::new()
+        .route("/", post(main_task))
+        .route("/invocations", post(main_task))
+        .route("/embed", post(embed))
+        .route("/similarity", post(similarity))
+        .route("/tokenize", post(tokenize))
+        .route("/decode", post(decode))
+        .route("/info", get(info))
+}
+
+/// The side tokens are cut from where `truncate` is true.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
+pub enum Direction {
+    #[serde(alias = "left")]
+    Left,
+    #[default]
+    #[serde(alias = "right")]
+    Right,
+}
+
+/// Cut only on demand: without `truncate` a text that is too long is refused, not silently altered.
+fn truncation(truncate: Option<bool>, direction: Option<Direction>) -> Truncation {
+    match (truncate.unwrap_or(false), direction.unwrap_or_default()) {
+        (false, _) => Truncation::Refuse,
+        (true, Direction::Left) => Truncation::Cut(TruncationDirection::Left),
+        (true, Direction::Right) => Truncation::Cut(TruncationDirection::Right),
+    }
+}
+
+/// The engine names inputs as OpenAI does; clients of these routes wrote `inputs`.
+fn rename(error: Error) -> Error {
+    let ours = |field: String| match field.strip_prefix("input") {
+        Some(rest) if rest.is_empty() || rest.starts_with('[') => format!("inputs{rest}"),
+        _ => field,
+    };
+    match error {
+        Error::Malformed { field, reason } => Error::Malformed { field: ours(field), reason },
+        Error::Empty { field } => Error::Empty { field: ours(field) },
+        Error::Invalid { field, reason } => Error::Invalid { field: ours(field), reason },
+        Error::TooLarge { field, got, limit, unit } => Error::TooLarge { field: ours(field), got, limit, unit },
+        other => other,
+    }
+}
+
+/// The body of `/embed`. Fields not listed are ignored.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct EmbedBody {
+    pub inputs: Inputs,
+    /// Scale each embedding to length 1; true unless said otherwise.
+    #[schema(default = true)]
+    pub normalize: Option<bool>,
+    /// Cut inputs that are longer than the model takes; false unless said otherwise: they are refused.
+    #[schema(default = false)]
+    pub truncate: Option<bool>,
+    pub truncation_direction: Option<Direction>,
+    /// One of the model's prompts, put before every text.
+    pub prompt_name: Option<String>,
+    /// Keep the first so many values of each embedding.
+    #[schema(minimum = 1)]
+    pub dimensions: Option<usize>,
+}
+
+/// Embeddings of one or many inputs.
+#[utoipa::path(
+    post, path = "/embed", tag = "text-embeddings-inference",
+    request_body(content = EmbedBody, examples(
+        ("one text" = (value = json!({"inputs": "The quick brown fox"}))),
+        ("many texts, cut to what the model takes" = (value = json!({"inputs": ["w1 w2", "w3"], "truncate": true, "truncation_direction": "Left"}))),
+        ("token ids, raw" = (value = json!({"inputs": [[101, 102], [101, 103, 102]], "normalize": false, "dimensions": 8}))),
+    )),
+    responses((status = 200, body = Vec<Vec<f32>>, description = "One embedding an input, in their order"), Refusals),
+)]
+pub async fn embed(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
+    let call = body::read::<EmbedBody>(&state, request).await?;
+    embed_call(&state, call).await
+}
+
+async fn embed_call(state: &ApiState, call: Call<EmbedBody>) -> Result<Response, Fault> {
+    let Call { body, deadline, .. } = call;
+    let params = EmbedParams {
+        normalize: Some(body.normalize.unwrap_or(true)),
+        dimensions: body.dimensions,
+        truncation: truncation(body.truncate, body.truncation_direction),
+        prompt_name: body.prompt_name,
+    };
+    let inputs = body.inputs.checked("inputs", state.settings.max_client_batch_size)?;
+    let output = state.engine.embed(Embed { model: None, inputs, params, deadline }).await.map_err(rename)?;
+    let info = state.engine.model(Some(&output.model)).ok();
+    let served = Served::of(&output);
+    let num_floats = output.rows.iter().map(Vec::len).sum();
+    let rows = output.rows;
+    let write = move || {
+        let mut out = write::buffer(num_floats);
+        write::push_rows(&mut out, &rows)?;
+        Ok(out)
+    };
+    let mut response = write::offload(num_floats, write).await?;
+    attach(&mut response, served, info.as_deref());
+    Ok(response)
+}
+
+/// A text and those it is compared with.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct SimilarityInputs {
+    pub source_sentence: String,
+    pub sentences: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub struct SimilarityParameters {
+    #[schema(default = false)]
+    pub truncate: Option<bool>,
+    pub truncation_direction: Option<Direction>,
+    pub prompt_name: Option<String>,
+}
+
+/// The body of `/similarity`.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct SimilarityBody {
+    pub inputs: SimilarityInputs,
+    pub parameters: Option<SimilarityParameters>,
+}
+
+/// Cosine similarity of a text with others.
+#[utoipa::path(
+    post, path = "/similarity", tag = "text-embeddings-inference",
+    request_body(content = SimilarityBody, example = json!({"inputs": {"source_sentence": "w1 w2", "sentences": ["w1 w2", "w3"]}})),
+    responses((status = 200, body = Vec<f32>, description = "One cosine a sentence, in their order", example = json!([0.97, 0.12])), Refusals),
+)]
+pub async fn similarity(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
+    let call = body::read::<SimilarityBody>(&state, request).await?;
+    similarity_call(&state, call).await
+}
+
+async fn similarity_call(state: &ApiState, call: Call<SimilarityBody>) -> Result<Response, Fault> {
+    let Call { body: SimilarityBody { inputs, parameters }, deadline, .. } = call;
+    let parameters = parameters.unwrap_or_default();
+    // One place of the limit is the source sentence's.
+    let limit = state.settings.max_client_batch_size.saturating_sub(1).max(1);
+    check_count("inputs.sentences", inputs.sentences.len(), limit)?;
+    let params = EmbedParams {
+        normalize: Some(true),
+        dimensions: None,
+        truncation: truncation(parameters.truncate, parameters.truncation_direction),
+        prompt_name: parameters.prompt_name,
+    };
+    let texts = std::iter::once(inputs.source_sentence).chain(inputs.sentences).map(Input::Text).collect();
+    let request = Embed { model: None, inputs: texts, params, deadline };
+    let output = state.engine.embed(request).await.map_err(rename_similarity)?;
+    let info = state.engine.model(Some(&output.model)).ok();
+    let served = Served::of(&output);
+    let cosines = match output.rows.split_first() {
+        // The rows are of length 1, so the product is the cosine.
+        Some((source, others)) => others.iter().map(|row| dot(source, row)).collect::<Vec<f32>>(),
+        None => return Err(Error::Internal { cause: "no rows came back".to_string() }.into()),
+    };
+    let mut out = write::buffer(cosines.len());
+    write::push_floats(&mut out, &cosines)?;
+    let mut response = write::json(out);
+    attach(&mut response, served, info.as_deref());
+    Ok(response)
+}
+
+/// Input 0 is the source sentence, input i + 1 is sentence i.
+fn rename_similarity(error: Error) -> Error {
+    let ours = |field: String| {
+        let position = field.strip_prefix("input[").and_then(|rest| rest.strip_suffix(']')).map(str::parse::<usize>);
+        match position {
+            Some(Ok(0)) => "inputs.source_sentence".to_string(),
+            Some(Ok(i)) => format!("inputs.sentences[{}]", i - 1),
+            _ => field,
+        }
+    };
+    match error {
+        Error::Empty { field } => Error::Empty { field: ours(field) },
+        Error::Invalid { field, reason } => Error::Invalid { field: ours(field), reason },
+        Error::TooLarge { field, got, limit, unit } => Error::TooLarge { field: ours(field), got, limit, unit },
+        other => other,
+    }
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(x, y)| x * y).sum()
+}
+
+/// What `POST /` takes: inputs to embed, or what `/similarity` takes.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct MainTaskBody {
+    inputs: MainTaskInputs,
+    normalize: Option<bool>,
+    truncate: Option<bool>,
+    truncation_direction: Option<Direction>,
+    prompt_name: Option<String>,
+    dimensions: Option<usize>,
+    /// Of a similarity only.
+    parameters: Option<SimilarityParameters>,
+}
+
+#[derive(Debug, ToSchema)]
+#[serde(untagged)]
+enum MainTaskInputs {
+    Embed(Inputs),
+    Similarity(SimilarityInputs),
+}
+
+impl<'de> Deserialize<'de> for MainTaskInputs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = MainTaskInputs;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a text, a list of token ids, a list of either, or source_sentence with sentences")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<MainTaskInputs, E> {
+                InputsVisitor.visit_str(text).map(MainTaskInputs::Embed)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<MainTaskInputs, A::Error> {
+                InputsVisitor.visit_seq(seq).map(MainTaskInputs::Embed)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<MainTaskInputs, A::Error> {
+                SimilarityInputs::deserialize(MapAccessDeserializer::new(map)).map(MainTaskInputs::Similarity)
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+/// The model's main task: an embedding, or a similarity where `inputs` has a `source_sentence`.
+///
+/// Clients that are given only a base URL post here; `/invocations` is the same for SageMaker.
+#[utoipa::path(
+    post, path = "/", tag = "text-embeddings-inference",
+    request_body(content = MainTaskBody, examples(
+        ("embedding" = (value = json!({"inputs": "The quick brown fox"}))),
+        ("similarity" = (value = json!({"inputs": {"source_sentence": "w1 w2", "sentences": ["w1 w2", "w3"]}}))),
+    )),
+    responses((status = 200, description = "As `/embed` or `/similarity` answer", body = serde_json::Value), Refusals),
+)]
+pub async fn main_task(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
+    let Call { body, deadline, timeout } = body::read::<MainTaskBody>(&state, request).await?;
+    let MainTaskBody { inputs, normalize, truncate, truncation_direction, prompt_name, dimensions, parameters } = body;
+    match inputs {
+        MainTaskInputs::Embed(inputs) => {
+            let body = EmbedBody { inputs, normalize, truncate, truncation_direction, prompt_name, dimensions };
+            embed_call(&state, Call { body, deadline, timeout }).await
+        }
+        MainTaskInputs::Similarity(inputs) => {
+            similarity_call(&state, Call { body: SimilarityBody { inputs, parameters }, deadline, timeout }).await
+        }
+    }
+}
+
+/// As [`main_task`], under SageMaker's name.
+#[utoipa::path(
+    post, path = "/invocations", tag = "text-embeddings-inference",
+    request_body(content = MainTaskBody, example = json!({"inputs": "The quick brown fox"})),
+    responses((status = 200, description = "As `/embed` or `/similarity` answer", body = serde_json::Value), Refusals),
+)]
+#[allow(dead_code)] // a page of the document: the route is main_task
+pub async fn invocations() {}
+
+/// The body of `/tokenize`.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct TokenizeBody {
+    /// A text or a list of texts.
+    #[schema(value_type = Inputs)]
+    pub inputs: Inputs,
+    #[schema(default = true)]
+    pub add_special_tokens: Option<bool>,
+    /// One of the model's prompts, put before every text.
+    pub prompt_name: Option<String>,
+}
+
+/// One token of a text.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct SimpleToken {
+    #[schema(example = 101)]
+    id: u32,
+    #[schema(example = "[CLS]")]
+    text: String,
+    special: bool,
+    /// Where it begins, in Unicode scalar values; null for tokens that stand for no text.
+    #[schema(required)]
+    start: Option<usize>,
+    #[schema(required)]
+    stop: Option<usize>,
+}
+
+impl From<Token> for SimpleToken {
+    fn from(Token { id, text, special, start, stop }: Token) -> Self {
+        Self { id, text, special, start, stop }
+    }
+}
+
+/// The tokens of texts, never truncated.
+#[utoipa::path(
+    post, path = "/tokenize", tag = "text-embeddings-inference",
+    request_body(content = TokenizeBody, example = json!({"inputs": ["w1 w2", "w3"], "add_special_tokens": true})),
+    responses((status = 200, body = Vec<Vec<SimpleToken>>, description = "The tokens of each text"), Refusals),
+)]
+pub async fn tokenize(
+    State(state): State<ApiState>,
+    request: Request,
+) -> Result<axum::Json<Vec<Vec<SimpleToken>>>, Fault> {
+    let Call { body, deadline, timeout } = body::read::<TokenizeBody>(&state, request).await?;
+    let mut texts = body.inputs.texts("inputs", state.settings.max_client_batch_size)?;
+    if let Some(name) = &body.prompt_name {
+        let info = state.engine.model(None)?;
+        let prompt = info.prompts.get(name).ok_or_else(|| {
+            let known = info.prompts.keys().cloned().collect::<Vec<_>>().join(", ");
+            Error::Invalid { field: "prompt_name".into(), reason: format!("no prompt is named so; known: {known}") }
+        })?;
+        texts.iter_mut().for_each(|text| text.insert_str(0, prompt));
+    }
+    let work = state.engine.tokenize(None, texts, body.add_special_tokens.unwrap_or(true));
+    let tokens = body::bounded(deadline, timeout, work).await.map_err(rename)?;
+    Ok(axum::Json(tokens.into_iter().map(|text| text.into_iter().map(SimpleToken::from).collect()).collect()))
+}
+
+/// The body of `/decode`.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct DecodeBody {
+    /// A list of token ids or a list of those.
+    pub ids: Inputs,
+    #[schema(default = true)]
+    pub skip_special_tokens: Option<bool>,
+}
+
+/// The texts of token ids.
+#[utoipa::path(
+    post, path = "/decode", tag = "text-embeddings-inference",
+    request_body(content = DecodeBody, example = json!({"ids": [[101, 102], [101, 103, 102]], "skip_special_tokens": true})),
+    responses((status = 200, body = Vec<String>, description = "One text a list"), Refusals),
+)]
+pub async fn decode(State(state): State<ApiState>, request: Request) -> Result<axum::Json<Vec<String>>, Fault> {
+    let Call { body, deadline, timeout } = body::read::<DecodeBody>(&state, request).await?;
+    let ids = body.ids.token_ids("ids", state.settings.max_client_batch_size)?;
+    let work = state.engine.decode(None, ids, body.skip_special_tokens.unwrap_or(true));
+    Ok(axum::Json(body::bounded(deadline, timeout, work).await?))
+}
+
+/// The default model and the limits in force, in TEI's words.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Info {
+    model_id: String,
+    model_sha: Option<String>,
+    /// What is computed in.
+    #[schema(example = "float32")]
+    model_dtype: String,
+    #[schema(value_type = serde_json::Value, example = json!({"embedding": {"pooling": "mean"}}))]
+    model_type: serde_json::Value,
+    /// Entries that may wait: the queue's bound.
+    max_concurrent_requests: usize,
+    max_input_length: usize,
+    max_batch_tokens: usize,
+    max_batch_requests: Option<usize>,
+    max_client_batch_size: usize,
+    /// Whether inputs are cut without being asked: never.
+    auto_truncate: bool,
+    tokenization_workers: usize,
+    version: String,
+    sha: Option<String>,
+    docker_label: Option<String>,
+}
+
+/// What is served and its limits.
+#[utoipa::path(get, path = "/info", tag = "text-embeddings-inference", responses((status = 200, body = Info, description = "The default model"), Refusals))]
+pub async fn info(State(state): State<ApiState>) -> Result<axum::Json<Info>, Fault> {
+    let model = state.engine.model(None)?;
+    let limits = state.engine.limits(Some(&model.name))?;
+    Ok(axum::Json(Info {
+        model_id: model.name.to_string(),
+        model_sha: None,
+        model_dtype: dtype_word(&model.dtype).to_string(),
+        model_type: json!({"embedding": {"pooling": model.pooling}}),
+        max_concurrent_requests: limits.max_queue_size,
+        max_input_length: model.max_seq_len,
+        max_batch_tokens: limits.max_batch_tokens,
+        max_batch_requests: Some(limits.max_batch_size),
+        max_client_batch_size: state.settings.max_client_batch_size,
+        auto_truncate: false,
+        tokenization_workers: std::thread::available_parallelism().map_or(1, usize::from),
+        version: state.build.version.clone(),
+        sha: state.build.commit.clone(),
+        docker_label: None,
+    }))
+}
+
+/// TEI writes torch's names.
+fn dtype_word(dtype: &str) -> &str {
+    match dtype {
+        "f32" => "float32",
+        "f16" => "float16",
+        "bf16" => "bfloat16",
+        other => other,
+    }
+}
+
+/// `{error, error_type}`, with TEI's own words where it has one.
+pub fn error_body(fault: &Fault) -> serde_json::Value {
+    let error_type = match fault.class().kind {
+        Kind::Empty => "Empty",
+        Kind::Malformed | Kind::TooLarge | Kind::Invalid | Kind::UnsupportedMediaType => "Validation",
+        Kind::QueueFull => "Overloaded",
+        Kind::Loading | Kind::Draining | Kind::Unhealthy => "Unhealthy",
+        Kind::Failed => "Backend",
+        Kind::ModelNotFound | Kind::RouteNotFound => "NotFound",
+        Kind::MethodNotAllowed => "MethodNotAllowed",
+        Kind::RequestTimeout | Kind::Deadline => "Timeout",
+        Kind::Internal => "Internal",
+    };
+    json!({"error": fault.message(), "error_type": error_type})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_named_as_these_clients_write_them() {
+        let renamed = |f: fn(Error) -> Error, field: &str| match f(Error::Empty { field: field.into() }) {
+            Error::Empty { field } => field,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(renamed(rename, "input[3]"), "inputs[3]");
+        assert_eq!(renamed(rename, "input"), "inputs");
+        assert_eq!(renamed(rename, "prompt_name"), "prompt_name");
+        assert_eq!(renamed(rename_similarity, "input[0]"), "inputs.source_sentence");
+        assert_eq!(renamed(rename_similarity, "input[3]"), "inputs.sentences[2]");
+    }
+
+    #[test]
+    fn truncation_is_only_on_demand() {
+        assert_eq!(truncation(None, Some(Direction::Left)), Truncation::Refuse);
+        assert_eq!(truncation(Some(true), None), Truncation::Cut(TruncationDirection::Right));
+    }
+}
