@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use bytes::Bytes;
@@ -48,8 +48,10 @@ pub async fn read<T: DeserializeOwned + Send + 'static>(state: &ApiState, reques
     let timeout = timeout(&parts.headers, state.settings.timeout)?;
     let deadline = arrived + timeout;
     let limit = state.settings.max_body_bytes;
-    if let Some(got) = content_length(&parts.headers).filter(|&got| got > limit) {
-        return Err(too_large(got, limit).into());
+    // What the head announces (`content-length`): refused before a byte of it is read.
+    let announced = body.size_hint().lower() as usize;
+    if announced > limit {
+        return Err(too_large(announced, limit).into());
     }
     let bytes = match tokio::time::timeout_at(deadline.into(), collect(body, limit)).await {
         Ok(bytes) => bytes?,
@@ -127,10 +129,6 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), Fault> {
         }
         _ => Ok(()),
     }
-}
-
-fn content_length(headers: &HeaderMap) -> Option<usize> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// `x-request-timeout`, never above `longest`; `longest` without the header.

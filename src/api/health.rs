@@ -69,8 +69,8 @@ pub async fn ready(State(state): State<ApiState>) -> Response {
     let health = state.engine.health();
     let status = match health.iter().find(|(_, h)| *h != Health::Ready) {
         Some((_, health)) => word(health),
-        // No model yet: the first is being read from disk.
-        None if health.is_empty() => "loading",
+        // All are ready that are there: the next is being read from disk.
+        None if health.is_empty() || state.is_starting() => "loading",
         None => "ready",
     };
     let models =
@@ -84,7 +84,7 @@ pub async fn ready(State(state): State<ApiState>) -> Response {
 pub async fn health(State(state): State<ApiState>) -> Result<StatusCode, Fault> {
     let health = state.engine.health();
     match health.iter().find(|(_, h)| *h != Health::Ready) {
-        None if health.is_empty() => Err(Error::Loading { model: "default".to_string() }.into()),
+        None if health.is_empty() || state.is_starting() => Err(Error::Loading { model: "default".to_string() }.into()),
         None => Ok(StatusCode::OK),
         Some((model, health)) => {
             let model = model.to_string();

@@ -18,6 +18,7 @@ mod tei;
 mod write;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -37,6 +38,15 @@ pub struct ApiState {
     /// The metrics in Prometheus' text format, for `/metrics`.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     pub build: BuildInfo,
+    /// True until all configured models are added to the engine; the app holds the other end. Until then
+    /// the server is not ready, and a model not known is one not known yet.
+    pub starting: Arc<AtomicBool>,
+}
+
+impl ApiState {
+    fn is_starting(&self) -> bool {
+        self.starting.load(Ordering::Relaxed)
+    }
 }
 
 /// The checked settings of `[api]` that concern requests.
@@ -90,7 +100,7 @@ pub fn router(state: ApiState) -> Router {
         // 3. A panic in a handler becomes a fault like any other, so the two layers above see it.
         .layer(from_fn(status::catch_panic))
         // 2. Faults get the envelope of the protocol asked, whoever made them.
-        .layer(from_fn(status::render))
+        .layer(from_fn_with_state(state.clone(), status::render))
         // 1. First in, last out: the id, the clock, the log line and the counts cover all the rest.
         .layer(from_fn_with_state(state.clone(), observe::observe))
         .with_state(state)

@@ -3,13 +3,13 @@
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 
-use super::{openai, tei};
+use super::{ApiState, openai, tei};
 use crate::Error;
 
 /// Everything a handler or a layer answers instead of a result.
@@ -262,9 +262,15 @@ impl Envelope {
 }
 
 /// Layer: gives a fault its protocol's status and body, and logs what the client must not see.
-pub async fn render(request: Request, next: Next) -> Response {
+pub async fn render(State(state): State<ApiState>, request: Request, next: Next) -> Response {
     let envelope = Envelope::of_path(request.uri().path());
-    let response = next.run(request).await;
+    let mut response = next.run(request).await;
+    if let Some(Fault::Error(Error::UnknownModel { model, .. })) = response.extensions().get()
+        && state.is_starting()
+    {
+        let fault = Fault::from(Error::Loading { model: model.clone() });
+        response.extensions_mut().insert(fault);
+    }
     let Some(fault) = response.extensions().get::<Fault>() else {
         return response;
     };

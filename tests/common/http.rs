@@ -1,0 +1,122 @@
+//! The router as a function, over an engine with the fake model.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderMap, Request, StatusCode};
+use eremois::api::{ApiSettings, ApiState, BuildInfo};
+use eremois::serve::policy::BatchLimits;
+use eremois::serve::{Engine, Health, Settings};
+use http_body_util::BodyExt;
+use serde_json::Value;
+use tower::ServiceExt;
+
+use super::fake::{self, Controls};
+
+/// Longer than anything takes that goes well.
+pub const LONG: Duration = Duration::from_secs(30);
+pub const MAX_SEQ_LEN: usize = 64;
+
+/// A server without a socket.
+pub struct Server {
+    pub router: Router,
+    pub engine: Arc<Engine>,
+    pub controls: Arc<Controls>,
+    pub starting: Arc<AtomicBool>,
+}
+
+/// An answer, whole.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.text()))
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |v| v.to_str().unwrap())
+    }
+}
+
+pub fn limits() -> BatchLimits {
+    BatchLimits { max_batch_size: 8, max_batch_tokens: 256, max_queue_delay: Duration::ZERO, max_queue_size: 100 }
+}
+
+pub fn settings() -> ApiSettings {
+    ApiSettings { max_body_bytes: 64 << 10, max_client_batch_size: 32, timeout: LONG, ..ApiSettings::default() }
+}
+
+/// A server of the model `fake`, ready.
+pub async fn server(settings: ApiSettings, limits: BatchLimits) -> Server {
+    let times = Settings {
+        heartbeat_interval: Duration::from_secs(3600),
+        retry_interval: Duration::from_millis(5),
+        device_timeout: LONG,
+        num_encoders: 2,
+    };
+    let engine = Arc::new(Engine::with_settings(None, times));
+    let (model, controls) = fake::model("fake", MAX_SEQ_LEN);
+    engine.add(model, limits).unwrap();
+    let starting = Arc::new(AtomicBool::new(false));
+    let state = ApiState {
+        engine: engine.clone(),
+        settings: Arc::new(settings),
+        metrics: Arc::new(|| "# no recorder here\n".to_string()),
+        build: BuildInfo { version: "0.0.0".into(), commit: Some("abc".into()) },
+        starting: starting.clone(),
+    };
+    let server = Server { router: eremois::api::router(state), engine, controls, starting };
+    server.wait_for(|health| *health == Health::Ready).await;
+    server
+}
+
+/// The usual one.
+pub async fn plain() -> Server {
+    server(settings(), limits()).await
+}
+
+impl Server {
+    pub async fn wait_for(&self, wanted: impl Fn(&Health) -> bool) {
+        let end = Instant::now() + LONG;
+        while !self.engine.health().iter().all(|(_, health)| wanted(health)) {
+            assert!(Instant::now() < end, "{:?}", self.engine.health());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    pub async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes().to_vec();
+        Answer { status: parts.status, headers: parts.headers, body }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(Request::get(path).body(Body::empty()).unwrap()).await
+    }
+
+    /// Posts JSON as text, with more headers.
+    pub async fn post_with(&self, path: &str, body: impl Into<Body>, headers: &[(&str, &str)]) -> Answer {
+        let mut request = Request::post(path).header("content-type", "application/json");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.send(request.body(body.into()).unwrap()).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        self.post_with(path, body.to_string(), &[]).await
+    }
+}
