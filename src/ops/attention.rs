@@ -1,8 +1,10 @@
 //! Attention within each sequence of a packed batch.
 
-use candle_core::Tensor;
+use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
+use pulp::{Simd, WithSimd};
 
-use super::{CuSeqlens, check_dims, reference};
+use super::gemm::{TILE_ROWS, Tile, tile_vectors, tiles};
+use super::{CuSeqlens, check_dims, cpu_values, host_values, reference, simd};
 use crate::{Error, Result};
 
 /// Which keys a query sees.
@@ -20,8 +22,17 @@ pub struct Attention {
     num_heads: usize,
     head_dim: usize,
     scale: f64,
-    distance_bias: Option<Tensor>,
+    distance_bias: Option<DistanceBias>,
     mask: Mask,
+}
+
+/// A bias by distance on its device, and on the host for the CPU forward.
+struct DistanceBias {
+    /// [num_heads, 2 * max_seq_len - 1]
+    tensor: Tensor,
+    /// The same, in row-major order.
+    host: Vec<f32>,
+    max_seq_len: usize,
 }
 
 impl Attention {
@@ -53,6 +64,14 @@ impl Attention {
                 return Err(shape("distance_bias", &expected, format!("{:?}", bias.dims())));
             }
         }
+        let distance_bias = match distance_bias {
+            Some(tensor) => {
+                let host = host_values(&tensor)?;
+                let max_seq_len = tensor.dims()[1].div_ceil(2);
+                Some(DistanceBias { tensor, host, max_seq_len })
+            }
+            None => None,
+        };
         Ok(Self { num_heads, head_dim, scale, distance_bias, mask })
     }
 
@@ -64,18 +83,359 @@ impl Attention {
     pub fn forward(&self, qkv: &Tensor, cu_seqlens: &CuSeqlens) -> Result<Tensor> {
         let width = self.num_heads * self.head_dim;
         check_dims("attention", "qkv", qkv, &[cu_seqlens.total_tokens(), 3 * width])?;
-        if let Some(bias) = &self.distance_bias {
-            let max_seq_len = bias.dims()[1].div_ceil(2);
-            if cu_seqlens.max_seqlen() > max_seq_len {
-                return Err(Error::Shape {
-                    op: "attention",
-                    operand: "cu_seqlens",
-                    expected: format!("sequences of at most {max_seq_len} tokens"),
-                    got: cu_seqlens.max_seqlen().to_string(),
-                });
+        if let Some(bias) = &self.distance_bias
+            && cu_seqlens.max_seqlen() > bias.max_seq_len
+        {
+            return Err(Error::Shape {
+                op: "attention",
+                operand: "cu_seqlens",
+                expected: format!("sequences of at most {} tokens", bias.max_seq_len),
+                got: cu_seqlens.max_seqlen().to_string(),
+            });
+        }
+        if qkv.device().is_cpu() {
+            let op = CpuAttention { attention: self, cu_seqlens };
+            return Ok(qkv.contiguous()?.apply_op1_no_bwd(&op)?);
+        }
+        let bias = self.distance_bias.as_ref().map(|bias| &bias.tensor);
+        reference::attention(qkv, cu_seqlens, self.num_heads, self.head_dim, self.scale, bias, self.mask)
+    }
+}
+
+struct CpuAttention<'a> {
+    attention: &'a Attention,
+    cu_seqlens: &'a CuSeqlens,
+}
+
+impl CustomOp1 for CpuAttention<'_> {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let qkv = cpu_values(storage, layout)?;
+        let width = self.attention.num_heads * self.attention.head_dim;
+        let tasks = tasks(self.cu_seqlens, rayon::current_num_threads());
+        let rows: Vec<usize> = tasks.iter().map(|t| t.num_queries).collect();
+        let values = simd::fill_blocks(width, &rows, |i, out| {
+            let task = &tasks[i];
+            let qkv = &qkv[task.start * 3 * width..][..task.len * 3 * width];
+            simd::run(Block { attention: self.attention, qkv, task, out });
+        });
+        Ok((CpuStorage::F32(values), (self.cu_seqlens.total_tokens(), width).into()))
+    }
+}
+
+/// Some queries of one sequence, over all heads: the piece of work one thread takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Task {
+    /// The sequence's first token and its length.
+    start: usize,
+    len: usize,
+    /// The queries within the sequence.
+    first_query: usize,
+    num_queries: usize,
+}
+
+/// Whole sequences where there are enough of them; long ones are cut, because every cut packs the
+/// sequence's keys and values once more.
+fn tasks(cu_seqlens: &CuSeqlens, num_threads: usize) -> Vec<Task> {
+    // Packing costs as much as about eight queries, so a cut of 48 loses at most a sixth.
+    const LEAST_QUERIES: usize = 48;
+    let most = match num_threads {
+        1 => usize::MAX,
+        _ => (cu_seqlens.total_tokens() / (4 * num_threads)).max(LEAST_QUERIES),
+    };
+    let mut tasks = Vec::with_capacity(cu_seqlens.num_seqs());
+    for range in cu_seqlens.ranges() {
+        let len = range.len();
+        let step = len.div_ceil(len.div_ceil(most)).next_multiple_of(TILE_ROWS);
+        for first_query in (0..len).step_by(step) {
+            let num_queries = step.min(len - first_query);
+            tasks.push(Task { start: range.start, len, first_query, num_queries });
+        }
+    }
+    tasks
+}
+
+/// One task's forward.
+struct Block<'a> {
+    attention: &'a Attention,
+    /// The sequence's rows, [len, 3 * num_heads * head_dim].
+    qkv: &'a [f32],
+    task: &'a Task,
+    /// [num_queries, num_heads * head_dim]
+    out: &'a mut [f32],
+}
+
+/// Queries whose scores are held at a time: 24 KB at 512 keys, so that they stay in the first-level cache.
+const SCORE_ROWS: usize = 2 * TILE_ROWS;
+
+impl WithSimd for Block<'_> {
+    type Output = ();
+
+    /// For each head: keys transposed and values into panels, then per [`SCORE_ROWS`] queries the scores,
+    /// the softmax without its division, the weighted values, and the division. The whole row of scores is
+    /// there before its softmax: the sequences of encoders fit, and nothing need be rescaled.
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { attention, qkv, task, out } = self;
+        let (len, head_dim) = (task.len, attention.head_dim);
+        let width = attention.num_heads * head_dim;
+        let lanes = S::F32_LANES;
+        let (padded_len, padded_dim) = (len.next_multiple_of(lanes), head_dim.next_multiple_of(lanes));
+        let mut keys = vec![0.0; head_dim * padded_len];
+        let mut values = vec![0.0; len * padded_dim];
+        let mut scores = vec![0.0; SCORE_ROWS * padded_len];
+        let mut inverse_sums = [0.0; SCORE_ROWS];
+
+        for head in 0..attention.num_heads {
+            let at = head * head_dim;
+            pack_keys::<S>(&qkv[width + at..], 3 * width, len, head_dim, attention.scale as f32, &mut keys);
+            pack_values::<S>(&qkv[2 * width + at..], 3 * width, len, head_dim, &mut values);
+            for row in (0..task.num_queries).step_by(SCORE_ROWS) {
+                let rows = SCORE_ROWS.min(task.num_queries - row);
+                let first_query = task.first_query + row;
+                let scores = &mut scores[..rows * padded_len];
+
+                let queries = &qkv[first_query * 3 * width + at..];
+                multiply(simd, queries, 3 * width, head_dim, &keys, padded_len, scores, padded_len, 0, padded_len);
+
+                for (r, scores) in scores.chunks_exact_mut(padded_len).enumerate() {
+                    let query = first_query + r;
+                    if let Some(bias) = &attention.distance_bias {
+                        // Key 0 lies at distance -query, which is column max_seq_len - 1 - query.
+                        let columns = 2 * bias.max_seq_len - 1;
+                        let bias = &bias.host[head * columns + bias.max_seq_len - 1 - query..][..len];
+                        for (score, bias) in scores.iter_mut().zip(bias) {
+                            *score += bias;
+                        }
+                    }
+                    let num_keys = if attention.mask == Mask::Causal { query + 1 } else { len };
+                    inverse_sums[r] = 1.0 / exponentials(simd, scores, num_keys);
+                }
+
+                let out = &mut out[row * width..][..rows * width];
+                multiply(simd, scores, padded_len, len, &values, padded_dim, out, width, at, head_dim);
+                for (out, inverse) in out.chunks_exact_mut(width).zip(inverse_sums) {
+                    for value in &mut out[at..at + head_dim] {
+                        *value *= inverse;
+                    }
+                }
             }
         }
-        let bias = self.distance_bias.as_ref();
-        reference::attention(qkv, cu_seqlens, self.num_heads, self.head_dim, self.scale, bias, self.mask)
+    }
+}
+
+/// `scale * keysᵀ` in panels: [head_dim, columns] each, columns a whole tile but for the last panel.
+///
+/// Shapes: `rows` [len, ld], of which the first head_dim columns are the keys. Columns beyond `len` are 0.
+#[inline(always)]
+fn pack_keys<S: Simd>(rows: &[f32], ld: usize, len: usize, head_dim: usize, scale: f32, panels: &mut [f32]) {
+    let lanes = S::F32_LANES;
+    let tile = tile_vectors::<S>() * lanes;
+    let padded_len = len.next_multiple_of(lanes);
+    for first in (0..padded_len).step_by(tile) {
+        let columns = tile.min(padded_len - first);
+        let panel = &mut panels[first * head_dim..][..columns * head_dim];
+        // A vector's worth of keys at a time: their lines stay in the first-level cache while the
+        // dimensions go by, and each store is next to the last.
+        for column in (0..columns).step_by(lanes) {
+            let keys = lanes.min(len.saturating_sub(first + column));
+            for d in 0..head_dim {
+                let line = &mut panel[d * columns + column..][..lanes];
+                for (i, value) in line[..keys].iter_mut().enumerate() {
+                    *value = scale * rows[(first + column + i) * ld + d];
+                }
+                line[keys..].fill(0.0);
+            }
+        }
+    }
+}
+
+/// The values in panels: [len, columns] each, columns a whole tile but for the last panel.
+///
+/// Shapes: `rows` [len, ld], of which the first head_dim columns are the values. Columns beyond head_dim
+/// stay as they are; nobody reads what comes of them.
+#[inline(always)]
+fn pack_values<S: Simd>(rows: &[f32], ld: usize, len: usize, head_dim: usize, panels: &mut [f32]) {
+    let lanes = S::F32_LANES;
+    let tile = tile_vectors::<S>() * lanes;
+    let padded_dim = head_dim.next_multiple_of(lanes);
+    for first in (0..padded_dim).step_by(tile) {
+        let columns = tile.min(padded_dim - first);
+        let used = columns.min(head_dim - first);
+        let panel = &mut panels[first * len..][..columns * len];
+        for (token, line) in panel.chunks_exact_mut(columns).enumerate() {
+            line[..used].copy_from_slice(&rows[token * ld + first..][..used]);
+        }
+    }
+}
+
+/// `out[.., column..column + columns] = x panels`, the panels as [`pack_keys`] and [`pack_values`] lay them.
+///
+/// Shapes: `x` [rows, ldx]; `panels` [depth, padded_columns] in panels; `out` [rows, ld].
+#[allow(clippy::too_many_arguments)] // Two strided operands and a place in the result have so many.
+#[inline(always)]
+fn multiply<S: Simd>(
+    simd: S,
+    x: &[f32],
+    ldx: usize,
+    depth: usize,
+    panels: &[f32],
+    padded_columns: usize,
+    out: &mut [f32],
+    ld: usize,
+    column: usize,
+    columns: usize,
+) {
+    let lanes = S::F32_LANES;
+    let tile = tile_vectors::<S>() * lanes;
+    for first in (0..padded_columns).step_by(tile) {
+        let width = tile.min(padded_columns - first);
+        let panel = &panels[first * depth..][..width * depth];
+        let used = width.min(columns - first);
+        let part = Tile { x, ldx, depth, panel, out, ld, column: column + first, columns: used };
+        match width / lanes {
+            1 => tiles::<S, 1>(simd, part, None),
+            2 => tiles::<S, 2>(simd, part, None),
+            3 => tiles::<S, 3>(simd, part, None),
+            _ => tiles::<S, 4>(simd, part, None),
+        }
+    }
+}
+
+/// Replaces a row of scores by `exp(score - largest)` and returns their sum, over the first `num_keys`;
+/// the others become 0.
+///
+/// Shapes: `scores` a whole number of vectors.
+#[inline(always)]
+fn exponentials<S: Simd>(simd: S, scores: &mut [f32], num_keys: usize) -> f32 {
+    let lanes = S::F32_LANES;
+    let used = num_keys.next_multiple_of(lanes);
+    scores[num_keys..used].fill(f32::NEG_INFINITY);
+    let vectors = S::as_mut_simd_f32s(&mut scores[..used]).0;
+    let mut largest = simd.splat_f32s(f32::NEG_INFINITY);
+    for &x in vectors.iter() {
+        largest = simd.max_f32s(largest, x);
+    }
+    let largest = simd.splat_f32s(simd.reduce_max_f32s(largest));
+    let mut sum = simd.splat_f32s(0.0);
+    for x in vectors {
+        // A masked lane adds 1e-38 to a sum of at least 1.
+        *x = simd::exp(simd, simd.sub_f32s(*x, largest));
+        sum = simd.add_f32s(sum, *x);
+    }
+    scores[num_keys..].fill(0.0);
+    simd.reduce_sum_f32s(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::super::testing::{assert_close, bounds, noise, values};
+    use super::*;
+
+    #[test]
+    fn worked_numbers() {
+        // One head of one dimension, two tokens: q = (1, 0), k = (0, ln 3), v = (1, 5).
+        let qkv = [[1f32, 0., 1.], [0., 3f32.ln(), 5.]];
+        let qkv = Tensor::new(&qkv, &Device::Cpu).unwrap();
+        let full = Attention::new(1, 1, 1.0, None, Mask::Full).unwrap();
+        // Token 0 weighs its keys 1 to 3, token 1 evenly.
+        let y = values(&full.forward(&qkv, &bounds(&[2])).unwrap());
+        assert!((y[0] - 4.0).abs() < 1e-6 && (y[1] - 3.0).abs() < 1e-6, "{y:?}");
+        let causal = Attention::new(1, 1, 1.0, None, Mask::Causal).unwrap();
+        let y = values(&causal.forward(&qkv, &bounds(&[2])).unwrap());
+        assert!((y[0] - 1.0).abs() < 1e-6 && (y[1] - 3.0).abs() < 1e-6, "{y:?}");
+        // A sequence of one token is its value.
+        assert_eq!(values(&full.forward(&qkv, &bounds(&[1, 1])).unwrap()), [1.0, 5.0]);
+    }
+
+    #[test]
+    fn equals_the_reference_over_lengths_head_dims_masks_and_biases() {
+        for (num_heads, head_dim) in [(12, 32), (3, 64), (2, 96), (1, 128), (2, 40), (3, 7)] {
+            for lens in [&[1][..], &[31, 32, 33], &[1, 64, 2, 65, 17], &[130, 5]] {
+                let cu_seqlens = bounds(lens);
+                let qkv = noise(1, &[cu_seqlens.total_tokens(), 3 * num_heads * head_dim]);
+                let scale = 1.0 / (head_dim as f64).sqrt();
+                for bias in [None, Some(noise(2, &[num_heads, 2 * 130 - 1]))] {
+                    for mask in [Mask::Full, Mask::Causal] {
+                        let attention = Attention::new(num_heads, head_dim, scale, bias.clone(), mask).unwrap();
+                        let got = attention.forward(&qkv, &cu_seqlens).unwrap();
+                        let (h, d) = (num_heads, head_dim);
+                        let expected = reference::attention(&qkv, &cu_seqlens, h, d, scale, bias.as_ref(), mask);
+                        let what = format!("{h} heads of {d}, {lens:?}, {mask:?}, bias {}", bias.is_some());
+                        assert_close(&got, &expected.unwrap(), 2e-6, &what);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn large_scores_do_not_overflow() {
+        let cu_seqlens = bounds(&[40]);
+        let qkv = (noise(1, &[40, 3 * 32]) * 30.0).unwrap();
+        let attention = Attention::new(1, 32, 1.0, None, Mask::Full).unwrap();
+        let expected = reference::attention(&qkv, &cu_seqlens, 1, 32, 1.0, None, Mask::Full).unwrap();
+        // Scores of some thousands carry errors of 1e-4 into the exponent.
+        assert_close(&attention.forward(&qkv, &cu_seqlens).unwrap(), &expected, 2e-3, "scores in the thousands");
+    }
+
+    #[test]
+    fn a_sequence_alone_equals_that_sequence_in_any_batch_bit_by_bit() {
+        let lens = [7, 300, 1, 33, 120];
+        let cu_seqlens = bounds(&lens);
+        let attention = Attention::new(4, 32, 0.2, None, Mask::Full).unwrap();
+        let qkv = noise(1, &[cu_seqlens.total_tokens(), 3 * 128]);
+        let all = attention.forward(&qkv, &cu_seqlens).unwrap();
+        for (range, len) in cu_seqlens.ranges().zip(lens) {
+            let alone = attention.forward(&qkv.narrow(0, range.start, len).unwrap(), &bounds(&[len])).unwrap();
+            assert!(values(&alone) == values(&all.narrow(0, range.start, len).unwrap()), "length {len}");
+        }
+    }
+
+    #[test]
+    fn tasks_cover_every_query_once() {
+        for (lens, num_threads) in [(&[1, 500, 48, 49, 7][..], 2), (&[512], 64), (&[3, 3], 1), (&[8192], 2)] {
+            let cu_seqlens = bounds(lens);
+            let mut next = 0;
+            for task in tasks(&cu_seqlens, num_threads) {
+                assert_eq!(task.start + task.first_query, next);
+                assert!(task.num_queries > 0 && task.first_query + task.num_queries <= task.len);
+                next += task.num_queries;
+            }
+            assert_eq!(next, cu_seqlens.total_tokens());
+        }
+        assert_eq!(tasks(&bounds(&[8192]), 2).len(), 8, "a long lone sequence keeps both threads busy");
+    }
+
+    #[test]
+    fn what_is_no_number_stays_in_its_sequence() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let cu_seqlens = bounds(&[5, 6, 7]);
+            let mut qkv = values(&noise(1, &[18, 96]));
+            qkv[6 * 96 + 40] = bad; // a key of the second sequence
+            let qkv = Tensor::from_vec(qkv, (18, 96), &Device::Cpu).unwrap();
+            let attention = Attention::new(1, 32, 0.2, None, Mask::Full).unwrap();
+            let y = values(&attention.forward(&qkv, &cu_seqlens).unwrap());
+            assert!(y[..5 * 32].iter().chain(&y[11 * 32..]).all(|v| v.is_finite()), "{bad}");
+            assert!(!bad.is_nan() || y[5 * 32..11 * 32].iter().all(|v| v.is_nan()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn shapes_are_checked_by_name() {
+        let error = |r: Result<Attention>| r.err().unwrap().to_string();
+        assert!(error(Attention::new(0, 32, 1.0, None, Mask::Full)).contains("num_heads"));
+        for shape in [&[2, 7][..], &[1, 8], &[7]] {
+            assert!(error(Attention::new(1, 32, 1.0, Some(noise(1, shape)), Mask::Full)).contains("distance_bias"));
+        }
+        let attention = Attention::new(1, 8, 1.0, Some(noise(1, &[1, 7])), Mask::Full).unwrap();
+        let error = attention.forward(&noise(1, &[5, 24]), &bounds(&[5])).unwrap_err().to_string();
+        assert!(error.contains("at most 4 tokens"), "{error}");
+        assert!(attention.forward(&noise(1, &[4, 23]), &bounds(&[4])).unwrap_err().to_string().contains("qkv"));
     }
 }

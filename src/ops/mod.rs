@@ -17,15 +17,17 @@
 pub mod attention;
 pub mod device;
 pub mod embedding;
+mod gemm;
 pub mod linear;
 pub mod norm;
 pub mod pool;
 pub mod reference;
+mod simd;
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{CpuStorage, DType, Device, Layout, Tensor};
 
 use crate::{Error, Result};
 
@@ -117,6 +119,55 @@ fn check_dims(op: &'static str, operand: &'static str, tensor: &Tensor, expected
         return Ok(());
     }
     Err(Error::Shape { op, operand, expected: format!("{expected:?}"), got: format!("{:?}", tensor.dims()) })
+}
+
+/// A tensor's values on the host as f32, in row-major order.
+fn host_values(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+}
+
+/// The values of a contiguous CPU operand.
+fn cpu_values<'a, T: candle_core::WithDType>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [T]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice()?[start..end]),
+        None => Err(candle_core::Error::RequiresContiguous { op: "eremois" }),
+    }
+}
+
+/// What the ops' own tests share.
+#[cfg(test)]
+mod testing {
+    use super::*;
+
+    /// Values in [-1, 1) that look random and are the same on every run.
+    pub fn noise(seed: u64, shape: &[usize]) -> Tensor {
+        use rand::{Rng, SeedableRng, rngs::StdRng};
+        let mut rng = StdRng::seed_from_u64(seed);
+        let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.random_range(-1.0..1.0)).collect();
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    }
+
+    /// Bounds of sequences of these lengths.
+    pub fn bounds(lens: &[usize]) -> CuSeqlens {
+        let mut bounds = vec![0u32];
+        for len in lens {
+            bounds.push(bounds[bounds.len() - 1] + *len as u32);
+        }
+        CuSeqlens::new(&bounds, &Device::Cpu).unwrap()
+    }
+
+    pub fn values(tensor: &Tensor) -> Vec<f32> {
+        host_values(tensor).unwrap()
+    }
+
+    /// Shapes are equal and values within `tolerance` of max(1, |expected|).
+    #[track_caller]
+    pub fn assert_close(got: &Tensor, expected: &Tensor, tolerance: f32, what: &str) {
+        assert_eq!(got.dims(), expected.dims(), "{what}");
+        for (i, (g, e)) in values(got).iter().zip(values(expected)).enumerate() {
+            assert!((g - e).abs() <= tolerance * e.abs().max(1.0), "{what}: value {i}: got {g}, expected {e}");
+        }
+    }
 }
 
 #[cfg(test)]
