@@ -6,7 +6,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ::metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
+use ::metrics::{Unit, describe_gauge, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 /// What was built: version, commit and features.
@@ -82,8 +82,16 @@ impl Metrics {
     ///
     /// Blocks: about a millisecond; call it off the async threads.
     pub fn render(&self) -> String {
-        record_process();
-        self.handle.render()
+        let process = Process::read();
+        process.record();
+        let mut text = self.handle.render();
+        if let Some(cpu) = process.cpu {
+            // Written here, because counters of the recorder hold whole numbers only.
+            text.push_str("# HELP process_cpu_seconds_total User and system CPU time spent\n");
+            text.push_str("# TYPE process_cpu_seconds_total counter\n");
+            text.push_str(&format!("process_cpu_seconds_total {}\n", cpu.as_secs_f64()));
+        }
+        text
     }
 
     /// Folds recorded samples into their histograms.
@@ -97,7 +105,6 @@ fn describe() {
     gauge!("eremois_build_info", "version" => BUILD.version, "commit" => BUILD.commit, "features" => BUILD.features)
         .set(1.0);
     // The names Prometheus client libraries share, without our prefix: dashboards know them.
-    describe_counter!("process_cpu_seconds_total", Unit::Seconds, "User and system CPU time spent");
     describe_gauge!("process_resident_memory_bytes", Unit::Bytes, "Resident memory");
     describe_gauge!("process_open_fds", Unit::Count, "Open file descriptors");
     describe_gauge!("process_max_fds", Unit::Count, "Most file descriptors the process may open");
@@ -150,27 +157,22 @@ impl Process {
             max_fds: of_limits.and_then(|rest| rest.split_whitespace().next()?.parse().ok()),
         }
     }
-}
 
-fn record_process() {
-    let process = Process::read();
-    if let Some(cpu) = process.cpu {
-        // Counters of this recorder hold whole numbers.
-        counter!("process_cpu_seconds_total").absolute(cpu.as_secs());
-    }
-    let gauges = [
-        ("process_resident_memory_bytes", process.resident_bytes),
-        ("process_threads", process.threads),
-        ("process_open_fds", process.open_fds),
-        ("process_max_fds", process.max_fds),
-    ];
-    for (name, value) in gauges {
-        if let Some(value) = value {
-            gauge!(name).set(value as f64);
+    fn record(&self) {
+        let gauges = [
+            ("process_resident_memory_bytes", self.resident_bytes),
+            ("process_threads", self.threads),
+            ("process_open_fds", self.open_fds),
+            ("process_max_fds", self.max_fds),
+        ];
+        for (name, value) in gauges {
+            if let Some(value) = value {
+                gauge!(name).set(value as f64);
+            }
         }
-    }
-    if let Some(start) = process.start.and_then(unix_time) {
-        gauge!("process_start_time_seconds").set(start.as_secs_f64());
+        if let Some(start) = self.start.and_then(unix_time) {
+            gauge!("process_start_time_seconds").set(start.as_secs_f64());
+        }
     }
 }
 
@@ -237,6 +239,7 @@ mod tests {
         assert!(text.contains("eremois_probe_seconds_bucket{le=\"0.0005\"} 0"), "{text}");
         assert!(text.contains("eremois_probe_batch_size_bucket{le=\"4\"} 1"), "{text}");
         assert!(text.contains(&format!("eremois_build_info{{version=\"{}\"", BUILD.version)), "{text}");
-        assert!(text.contains("process_resident_memory_bytes "), "{text}");
+        assert!(text.contains("\nprocess_resident_memory_bytes "), "{text}");
+        assert!(text.contains("\nprocess_cpu_seconds_total "), "{text}");
     }
 }

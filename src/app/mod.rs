@@ -1,5 +1,178 @@
 //! The one place where parts are joined and drained.
+//!
+//! Start: settings, listener, then models. The listener answers from the first moment, so that probes
+//! see a server that is alive and not ready. End: readiness off and new work refused, the queue emptied,
+//! connections finished, all within `api.drain_timeout`.
 
-pub mod connections;
+mod connections;
 pub mod logs;
-pub mod reload;
+mod models;
+mod reload;
+
+use std::future::Future;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+
+use crate::api::{self, ApiSettings, ApiState, BuildInfo};
+use crate::config::words::LogFormat;
+use crate::config::{Loaded, Settings, Sources};
+use crate::metrics::{BUILD, Metrics, UPKEEP_INTERVAL};
+use crate::serve::{self, Engine, Health};
+use crate::{Error, Result};
+use connections::Connections;
+use logs::Logs;
+use reload::Reloader;
+
+/// What a server is made of.
+pub struct Parts {
+    pub sources: Sources,
+    pub loaded: Loaded,
+    pub logs: Logs,
+    pub metrics: Metrics,
+}
+
+/// How long a draining server goes on answering 503 after its queue is empty: clients with open
+/// connections learn from an answer, not from a reset, and load balancers see that it is not ready.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// What connections may take to finish when the drain has used up its time.
+const LAST_WRITES: Duration = Duration::from_millis(500);
+
+/// How often the state of the models is looked at until they are ready.
+const READY_POLL: Duration = Duration::from_millis(5);
+
+/// Serves on `listener` until `shutdown` completes, then drains.
+///
+/// Errors: those of finding and loading the models; then nothing is served any more.
+pub async fn run(listener: TcpListener, parts: Parts, shutdown: impl Future<Output = ()>) -> Result<()> {
+    let start = Instant::now();
+    let Parts { sources, loaded: Loaded { settings, .. }, logs, metrics } = parts;
+    let chosen = Arc::new(models::choose(&settings.ai)?);
+    let default_model = chosen.first().map(|first| first.name.to_string());
+    let engine_settings = serve::Settings {
+        heartbeat_interval: settings.ai.heartbeat_interval,
+        device_timeout: settings.ai.device_timeout,
+        ..serve::Settings::default()
+    };
+    let engine = Arc::new(Engine::with_settings(default_model, engine_settings));
+    serve::metrics::describe();
+    api::describe_metrics();
+
+    let address = reachable(&listener)?;
+    // True until every model is added; the API's probes read it.
+    let starting = Arc::new(AtomicBool::new(true));
+    let state = api_state(&engine, &settings, &metrics, &starting);
+    let connections = Connections::serve(listener, api::router(state));
+    let reloader = Reloader {
+        sources,
+        current: settings.clone(),
+        logs,
+        apply: {
+            let (chosen, engine) = (chosen.clone(), engine.clone());
+            move |new: &Settings| models::apply_limits(&chosen, &new.ai, &engine)
+        },
+    };
+    let background = [tokio::spawn(upkeep(metrics)), tokio::spawn(reloader.run())];
+
+    let load = tokio::task::spawn_blocking({
+        let (chosen, engine, ai) = (chosen.clone(), engine.clone(), settings.ai.clone());
+        move || models::load_all(&chosen, &ai, &engine)
+    });
+    let serve = async {
+        load.await.map_err(|e| Error::Internal { cause: format!("loading ended early: {e}") })??;
+        starting.store(false, Ordering::Relaxed);
+        wait_until_ready(&engine).await;
+        announce(&settings, address, &engine, start.elapsed());
+        // Nothing else ends a server but its shutdown.
+        std::future::pending::<Result<()>>().await
+    };
+    let served = tokio::select! {
+        failed = serve => failed,
+        () = shutdown => {
+            drain(&engine, connections, settings.api.drain_timeout).await;
+            Ok(())
+        }
+    };
+    background.iter().for_each(|task| task.abort());
+    served
+}
+
+fn api_state(engine: &Arc<Engine>, settings: &Settings, metrics: &Metrics, starting: &Arc<AtomicBool>) -> ApiState {
+    let api = &settings.api;
+    let api_settings = ApiSettings {
+        max_body_bytes: api.max_body_bytes.0,
+        max_client_batch_size: api.max_client_batch_size,
+        timeout: api.timeout,
+        url: api.url.as_ref().map(|url| url.0.clone()),
+        version: api.version.to_string(),
+    };
+    let metrics = metrics.clone();
+    ApiState {
+        engine: engine.clone(),
+        settings: Arc::new(api_settings),
+        metrics: Arc::new(move || metrics.render()),
+        build: BuildInfo { version: BUILD.version.to_string(), commit: Some(BUILD.commit.to_string()) },
+        starting: starting.clone(),
+    }
+}
+
+async fn upkeep(metrics: Metrics) {
+    let mut interval = tokio::time::interval(UPKEEP_INTERVAL);
+    loop {
+        interval.tick().await;
+        metrics.upkeep();
+    }
+}
+
+/// An address a client on this machine can use.
+fn reachable(listener: &TcpListener) -> Result<SocketAddr> {
+    let mut address = listener.local_addr().map_err(|e| Error::Internal { cause: e.to_string() })?;
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    Ok(address)
+}
+
+/// Completes when every model that was added has warmed up.
+async fn wait_until_ready(engine: &Engine) {
+    while engine.health().iter().any(|(_, health)| *health != Health::Ready) {
+        tokio::time::sleep(READY_POLL).await;
+    }
+}
+
+/// Tells where the server listens and what to type next.
+fn announce(settings: &Settings, address: SocketAddr, engine: &Engine, took: Duration) {
+    let names: Vec<String> = engine.models().iter().map(|info| info.name.to_string()).collect();
+    let seconds = (took.as_secs_f64() * 1000.0).round() / 1000.0;
+    tracing::info!(%address, models = names.join(", "), seconds, "ready");
+    // In JSON the log is for machines, and so is everything around it.
+    if settings.log.format == LogFormat::Human {
+        let model = names.first().map_or("", String::as_str);
+        println!("eremois {} serves {} on http://{address} (docs at /docs)", BUILD.version, names.join(", "));
+        println!("Try it:");
+        println!("  curl http://{address}/v1/embeddings -H 'content-type: application/json' \\");
+        println!("    -d '{{\"model\": \"{model}\", \"input\": \"The cat sits outside\"}}'");
+    }
+}
+
+/// Refuses new work, finishes what was accepted, closes the connections.
+async fn drain(engine: &Engine, connections: Connections, limit: Duration) {
+    let start = Instant::now();
+    tracing::info!(?limit, "draining: new work is refused with 503");
+    let num_lost = engine.drain(limit).await;
+    let left = |reserve: Duration| limit.saturating_sub(start.elapsed()).max(reserve);
+    tokio::time::sleep(FAREWELL.min(left(Duration::ZERO))).await;
+    let all_closed = connections.close(left(LAST_WRITES)).await;
+    let seconds = start.elapsed().as_secs_f64();
+    if num_lost == 0 && all_closed {
+        tracing::info!(seconds, "drained: everything accepted was answered");
+    } else {
+        tracing::warn!(seconds, num_lost, all_closed, "api.drain_timeout ended the drain");
+    }
+}

@@ -1,0 +1,133 @@
+//! The models of the settings: found, checked, loaded, and their batching limits.
+
+use std::sync::Arc;
+
+use crate::config::Ai;
+use crate::model::manifest::BatchingOverrides;
+use crate::model::repository::{ModelEntry, Repository};
+use crate::model::{LoadedModel, load};
+use crate::ops::device;
+use crate::request::ModelName;
+use crate::serve::Engine;
+use crate::serve::policy::BatchLimits;
+use crate::{Error, Result};
+
+/// A model to serve, found but not loaded.
+pub struct Chosen {
+    pub name: ModelName,
+    entry: ModelEntry,
+    version: u64,
+}
+
+/// Finds the models the settings name, or all of the repository's, the default one first.
+///
+/// Errors: [`Error::Config`] with everything that is wrong with any of them.
+pub fn choose(ai: &Ai) -> Result<Vec<Chosen>> {
+    let repository = Repository::locate(ai.models_dir.as_deref());
+    let mut faults = Vec::new();
+    let mut chosen: Vec<Chosen> = Vec::new();
+    let mut found = |found: Result<(ModelEntry, u64)>| match found {
+        Ok((entry, version)) if chosen.iter().any(|c| *c.name == *entry.name) => {
+            faults.push(format!("ai.models: two models are called {} (version {version} is the second)", entry.name));
+        }
+        Ok((entry, version)) => chosen.push(Chosen { name: entry.name.as_str().into(), entry, version }),
+        Err(e) => faults.push(e.to_string()),
+    };
+    if ai.models.is_empty() {
+        for (_, entry) in repository.list()? {
+            found(entry.and_then(|entry| entry.version(None).map(|version| (entry, version))));
+        }
+    } else {
+        ai.models.iter().for_each(|model| found(repository.find(model)));
+    }
+    if faults.is_empty() && chosen.is_empty() {
+        let root = repository.root().display();
+        faults.push(format!("no model to serve: {root} holds none; `eremois models pull` and `import` add some"));
+    }
+    if let Some(default) = ai.default_model.as_deref()
+        && faults.is_empty()
+    {
+        match chosen.iter().position(|c| &*c.name == default) {
+            Some(position) => chosen[..=position].rotate_right(1),
+            None => {
+                let names: Vec<&str> = chosen.iter().map(|c| &*c.name).collect();
+                faults.push(format!("ai.default_model: {default:?} is not served; served: {}", names.join(", ")));
+            }
+        }
+    }
+    if faults.is_empty() { Ok(chosen) } else { Err(Error::Config { faults }) }
+}
+
+/// Loads every chosen model and starts its worker. Warm-up goes on when this returns.
+///
+/// Blocks: reads all weights.
+/// Errors: the first model's that fails; models before it are serving then.
+pub fn load_all(chosen: &[Chosen], ai: &Ai, engine: &Arc<Engine>) -> Result<()> {
+    // Several devices share the work in a later version: today the first one does it all.
+    let device = device::select(&ai.device)?.swap_remove(0);
+    for Chosen { name, entry, version } in chosen {
+        let start = std::time::Instant::now();
+        entry.verify_files(*version)?;
+        let LoadedModel { info, encoder, backend } = load::load(&entry.spec(*version), &device)?;
+        tracing::info!(
+            model = %name, version, architecture = info.architecture, device = info.device, dtype = info.dtype,
+            max_seq_len = info.max_seq_len, seconds = start.elapsed().as_secs_f64(), "model loaded"
+        );
+        let limits = limits(&ai.limits(), &entry.batching(), name, info.max_seq_len);
+        engine.add(LoadedModel { info, encoder, backend }, limits)?;
+    }
+    Ok(())
+}
+
+/// Puts the limits of these settings, and of the manifests as they are now, in force for every model
+/// served. A model whose manifest has become unreadable, or whose limits are wrong, keeps what it had.
+pub fn apply_limits(chosen: &[Chosen], ai: &Ai, engine: &Engine) {
+    for Chosen { name, entry, .. } in chosen {
+        // Not added yet: it will start with what the settings said at the start.
+        let Ok(info) = engine.model(Some(name)) else { continue };
+        let set = ModelEntry::open(&entry.path)
+            .map(|entry| limits(&ai.limits(), &entry.batching(), name, info.max_seq_len))
+            .and_then(|limits| engine.set_limits(name, limits));
+        if let Err(e) = set {
+            tracing::error!(model = %name, error = %e, "the model keeps its batching limits");
+        }
+    }
+}
+
+/// The settings' limits with the manifest's over them.
+fn limits(settings: &BatchLimits, manifest: &BatchingOverrides, name: &str, max_seq_len: usize) -> BatchLimits {
+    let mut limits = BatchLimits {
+        max_batch_size: manifest.max_batch_size.unwrap_or(settings.max_batch_size),
+        max_batch_tokens: manifest.max_batch_tokens.unwrap_or(settings.max_batch_tokens),
+        max_queue_delay: manifest.max_queue_delay.unwrap_or(settings.max_queue_delay),
+        max_queue_size: manifest.max_queue_size.unwrap_or(settings.max_queue_size),
+    };
+    if limits.max_batch_tokens < max_seq_len {
+        // A long-context model beside short ones must not need a setting of its own to start.
+        tracing::info!(model = name, max_batch_tokens = max_seq_len, "max_batch_tokens raised to max_seq_len");
+        limits.max_batch_tokens = max_seq_len;
+    }
+    limits
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_manifest_wins_and_long_sequences_fit() {
+        let settings = BatchLimits {
+            max_batch_size: 32,
+            max_batch_tokens: 4096,
+            max_queue_delay: Duration::ZERO,
+            max_queue_size: 100,
+        };
+        let manifest = BatchingOverrides { max_batch_size: Some(4), ..Default::default() };
+        let limits_of = |manifest, max_seq_len| limits(&settings, manifest, "m", max_seq_len);
+        let ours = limits_of(&manifest, 512);
+        assert_eq!((ours.max_batch_size, ours.max_batch_tokens, ours.max_queue_size), (4, 4096, 100));
+        assert_eq!(limits_of(&BatchingOverrides::default(), 8192).max_batch_tokens, 8192);
+    }
+}
