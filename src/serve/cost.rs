@@ -22,11 +22,15 @@ pub struct Fit {
     tokens_squared: f64,
     tokens_seconds: f64,
     entries: f64,
+    /// Weighted mean of how far the line missed each new batch, in seconds.
+    deviation: f64,
 }
 
 impl Fit {
     /// Takes one finished batch into account.
     pub fn learn(&mut self, num_entries: usize, num_tokens: usize, took: Duration) {
+        let (base, slope) = self.line();
+        let missed = (took.as_secs_f64() - base - slope * num_tokens as f64).abs();
         self.num_batches += 1;
         // Plain means at first: the warm-up must not be remembered with a weight of nineteen twentieths.
         let newest = NEWEST.max(1.0 / self.num_batches as f64);
@@ -37,6 +41,10 @@ impl Fit {
         blend(&mut self.tokens_squared, n * n);
         blend(&mut self.tokens_seconds, n * t);
         blend(&mut self.entries, num_entries as f64);
+        // The first batch is missed by all of its time, which says nothing.
+        if self.num_batches > 1 {
+            blend(&mut self.deviation, missed);
+        }
     }
 
     /// Seconds a batch takes whatever is in it, and seconds a token adds. Neither is negative.
@@ -61,6 +69,7 @@ pub struct CostModel {
     base_s: AtomicU64,
     per_token_s: AtomicU64,
     tokens_per_entry: AtomicU64,
+    deviation_s: AtomicU64,
 }
 
 impl CostModel {
@@ -71,11 +80,19 @@ impl CostModel {
         self.per_token_s.store(slope.to_bits(), Ordering::Relaxed);
         let per_entry = if fit.entries > 0.0 { fit.tokens / fit.entries } else { 0.0 };
         self.tokens_per_entry.store(per_entry.to_bits(), Ordering::Relaxed);
+        self.deviation_s.store(fit.deviation.to_bits(), Ordering::Relaxed);
     }
 
     /// Time of one batch of so many tokens.
     pub fn batch(&self, num_tokens: usize) -> Duration {
         seconds(load(&self.base_s) + load(&self.per_token_s) * num_tokens as f64)
+    }
+
+    /// Time in which nearly every batch of so many tokens is done: two mean deviations above the estimate.
+    ///
+    /// Source: Jacobson 1988, Congestion Avoidance and Control, section 2 (a bound from mean and deviation).
+    pub fn batch_at_most(&self, num_tokens: usize) -> Duration {
+        self.batch(num_tokens) + seconds(2.0 * load(&self.deviation_s))
     }
 
     /// Time until so many waiting entries of the usual length are computed.
@@ -141,6 +158,18 @@ mod tests {
         close(cost.batch(200), 8.0);
         // 95 entries of 10 tokens each: ten batches' worth of tokens, less the part not filled.
         close(cost.backlog(95, &limits()), 38.0);
+    }
+
+    #[test]
+    fn the_bound_covers_what_varies() {
+        let mut fit = Fit::default();
+        for i in 0..200 {
+            fit.learn(1, 100, Duration::from_millis(if i % 2 == 0 { 9 } else { 11 }));
+        }
+        let cost = CostModel::default();
+        cost.publish(&fit);
+        let bound = cost.batch_at_most(100);
+        assert!((11..14).contains(&bound.as_millis()), "{bound:?}");
     }
 
     #[test]

@@ -81,15 +81,14 @@ impl Backlog {
     /// Takes the entries of the next batch, and drops on the way what nobody waits for.
     ///
     /// An entry that would come too late by the cost model's estimate is answered with `Deadline` now: computing
-    /// it would take the time of those who can still be served, and under overload of nearly everyone. The
-    /// first entry of a batch is never dropped on an estimate alone: a wrong one corrects itself by what is
-    /// launched.
+    /// it would take the time of those who can still be served, and under overload of nearly everyone. The last
+    /// request that waits is never dropped on an estimate alone: something is launched, and corrects it.
     pub fn take(&mut self, limits: &BatchLimits, cost: &CostModel, now: Instant) -> Taken {
         let mut taken = Taken::default();
         let mut total_tokens = 0;
-        while taken.tickets.len() < limits.max_batch_size
-            && let Some(request) = self.requests.front_mut()
-        {
+        while taken.tickets.len() < limits.max_batch_size {
+            let is_last_hope = taken.tickets.is_empty() && self.requests.len() == 1;
+            let Some(request) = self.requests.front_mut() else { break };
             if let Some(gone) = request.client.gone(now) {
                 let num_dropped = self.drop_front();
                 match gone {
@@ -103,15 +102,13 @@ impl Backlog {
                 self.drop_front();
                 continue;
             };
-            if !taken.tickets.is_empty() {
-                if total_tokens + len > limits.max_batch_tokens {
-                    break;
-                }
-                if request.client.deadline < now + cost.batch(total_tokens + len) {
-                    request.client.fail(Error::Deadline { timeout: request.client.timeout });
-                    taken.num_expired += self.drop_front();
-                    continue;
-                }
+            if !taken.tickets.is_empty() && total_tokens + len > limits.max_batch_tokens {
+                break;
+            }
+            if !is_last_hope && request.client.deadline < now + cost.batch_at_most(total_tokens + len) {
+                request.client.fail(Error::Deadline { timeout: request.client.timeout });
+                taken.num_expired += self.drop_front();
+                continue;
             }
             if request.credit < len {
                 request.credit += self.quantum;
@@ -148,5 +145,163 @@ impl Backlog {
         self.num_entries -= request.tickets.len();
         self.num_tokens -= request.num_tokens;
         request.tickets.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::encode::Encoding;
+    use crate::model::pack::RowSpec;
+    use crate::serve::cost::Fit;
+    use crate::serve::queue::{Gate, Room};
+    use crate::serve::ticket::Answer;
+    use crate::{Error, Result};
+    use std::time::Duration;
+    use tokio::sync::oneshot::Receiver;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    /// A backlog with its room and its clock.
+    struct Desk {
+        backlog: Backlog,
+        gate: Arc<Gate>,
+        room: Arc<Room>,
+        cost: CostModel,
+        now: Instant,
+    }
+
+    impl Desk {
+        fn new(quantum: usize) -> Self {
+            let (gate, room, cost) = Default::default();
+            Self { backlog: Backlog::new(quantum), gate, room, cost, now: Instant::now() }
+        }
+
+        /// Pushes a request with inputs of these lengths; `id` is the first token of each.
+        fn push(&mut self, id: u32, lens: &[usize], timeout: Duration) -> Receiver<Result<Answer>> {
+            let accepted = self.gate.enter(lens.len()).unwrap();
+            let (client, answer) = Client::new(lens.len(), self.now, self.now + timeout, accepted);
+            let ticket = |(input_idx, &len): (usize, &usize)| Ticket {
+                encoding: Encoding { input_ids: vec![id; len], ..Encoding::default() },
+                row: RowSpec { normalize: false, dimensions: 1 },
+                input_idx,
+                pushed: self.now,
+                client: client.clone(),
+            };
+            let tickets = lens.iter().enumerate().map(ticket).collect();
+            let places = self.room.reserve(lens.len(), usize::MAX).unwrap();
+            self.backlog.push(Push { client, tickets, places });
+            answer
+        }
+
+        /// The ids of the next batch.
+        fn take(&mut self, max_batch_size: usize, max_batch_tokens: usize) -> Vec<u32> {
+            let limits =
+                BatchLimits { max_batch_size, max_batch_tokens, max_queue_delay: Duration::ZERO, max_queue_size: 1 };
+            let taken = self.backlog.take(&limits, &self.cost, self.now);
+            // What the policy is told and the room must be true whatever happened.
+            assert_eq!(self.backlog.waiting().num_entries, self.room.num_taken());
+            let tokens = self.backlog.requests.iter().flat_map(|r| &r.tickets).map(Ticket::num_tokens).sum::<usize>();
+            assert_eq!(self.backlog.waiting().num_tokens, tokens);
+            taken.tickets.iter().map(|t| t.encoding.input_ids[0]).collect()
+        }
+
+        /// Teaches that a token takes a second.
+        fn learn_a_second_a_token(&mut self) {
+            let mut fit = Fit::default();
+            fit.learn(1, 1, Duration::from_secs(1));
+            self.cost.publish(&fit);
+        }
+    }
+
+    #[test]
+    fn single_inputs_go_in_the_order_they_came() {
+        let mut desk = Desk::new(16);
+        let _answers: Vec<_> = (0..5).map(|id| desk.push(id, &[16], MINUTE)).collect();
+        assert_eq!(desk.take(3, 1000), [0, 1, 2]);
+        assert_eq!(desk.take(3, 1000), [3, 4]);
+        assert!(desk.backlog.is_empty());
+        assert_eq!(desk.take(3, 1000), [] as [u32; 0]);
+    }
+
+    #[test]
+    fn a_batch_keeps_both_limits() {
+        let mut desk = Desk::new(16);
+        let _answers: Vec<_> = [10, 10, 5, 16, 1].iter().map(|&len| desk.push(len as u32, &[len], MINUTE)).collect();
+        assert_eq!(desk.take(10, 24), [10, 10], "the third would be token 25");
+        assert_eq!(desk.take(10, 21), [5, 16]);
+        assert_eq!(desk.take(10, 21), [1]);
+    }
+
+    #[test]
+    fn a_short_request_passes_a_long_one_after_its_turn() {
+        let mut desk = Desk::new(16);
+        let _long = desk.push(1, &[4; 100], MINUTE);
+        assert_eq!(desk.take(2, 1000), [1, 1]);
+        let _short = desk.push(2, &[16], MINUTE);
+        // The turn of 16 tokens is used up by four inputs; then the short request has its own.
+        assert_eq!(desk.take(8, 1000), [1, 1, 2, 1, 1, 1, 1, 1]);
+    }
+
+    #[test]
+    fn tokens_are_shared_evenly_however_long_the_inputs() {
+        let mut desk = Desk::new(16);
+        let _short = desk.push(1, &[2; 400], MINUTE);
+        let _long = desk.push(2, &[15; 100], MINUTE);
+        let mut tokens = [0, 0];
+        for _ in 0..20 {
+            for id in desk.take(8, 1000) {
+                tokens[id as usize - 1] += if id == 1 { 2 } else { 15 };
+            }
+        }
+        let difference = tokens[0] as i64 - tokens[1] as i64;
+        assert!(difference.abs() <= 2 * 16, "{tokens:?}");
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_dropped_whole() {
+        let mut desk = Desk::new(16);
+        let gone = desk.push(1, &[1; 10], MINUTE);
+        let mut late = desk.push(2, &[1; 10], Duration::from_secs(1));
+        let _waits = desk.push(3, &[1], MINUTE);
+        drop(gone);
+        desk.now += Duration::from_secs(2);
+        assert_eq!(desk.take(8, 1000), [3]);
+        assert_eq!(late.try_recv().unwrap().unwrap_err(), Error::Deadline { timeout: Duration::from_secs(1) });
+        assert_eq!(desk.gate.num_accepted(), 0);
+    }
+
+    #[test]
+    fn what_would_come_too_late_makes_room_for_what_will_not() {
+        let mut desk = Desk::new(16);
+        desk.learn_a_second_a_token();
+        let mut hopeless = desk.push(1, &[10], Duration::from_secs(5));
+        let _waits = desk.push(2, &[10], MINUTE);
+        let mut alone_in_time = desk.push(3, &[10], Duration::from_secs(15));
+        assert_eq!(desk.take(8, 1000), [2], "the third would be in time alone, but not in this batch");
+        assert!(hopeless.try_recv().unwrap().is_err());
+        assert!(alone_in_time.try_recv().unwrap().is_err());
+    }
+
+    #[test]
+    fn the_last_hope_is_launched_whatever_the_estimate() {
+        let mut desk = Desk::new(16);
+        desk.learn_a_second_a_token();
+        let mut first = desk.push(1, &[10], Duration::from_secs(5));
+        let mut second = desk.push(2, &[10], Duration::from_secs(5));
+        assert_eq!(desk.take(8, 1000), [2]);
+        assert!(first.try_recv().unwrap().is_err());
+        assert!(second.try_recv().is_err(), "not answered yet");
+    }
+
+    #[test]
+    fn failing_all_answers_all() {
+        let mut desk = Desk::new(16);
+        let mut answers: Vec<_> = (0..3).map(|id| desk.push(id, &[1, 1], MINUTE)).collect();
+        assert_eq!(desk.backlog.fail_all(&Error::Draining), 6);
+        for answer in &mut answers {
+            assert_eq!(answer.try_recv().unwrap().unwrap_err(), Error::Draining);
+        }
+        assert_eq!((desk.room.num_taken(), desk.gate.num_accepted()), (0, 0));
     }
 }

@@ -226,8 +226,8 @@ impl Served {
 
     /// Places for all items of a request.
     ///
-    /// Errors: `TooLarge` if they would not fit an empty queue, else `QueueFull` with the time in which a full
-    /// queue empties so far that they fit.
+    /// Errors: `TooLarge` if they would not fit an empty queue, else `QueueFull` with the time in which
+    /// what waits now is computed.
     pub fn reserve(&self, room: &Arc<Room>, field: &str, num_items: usize) -> Result<Places> {
         let limits = self.shared.limits.load();
         let limit = limits.max_queue_size;
@@ -236,8 +236,9 @@ impl Served {
         }
         room.reserve(num_items, limit).map_err(|num_taken| {
             self.shared.metrics.refused_full.increment(num_items as u64);
-            let num_over = (num_taken + num_items).saturating_sub(limit);
-            let retry_after = self.shared.cost.backlog(num_over, &limits);
+            // All that waits, not only what must go before this fits: who comes back at the first free place
+            // meets everybody else who was refused.
+            let retry_after = self.shared.cost.backlog(num_taken, &limits);
             Error::QueueFull { model: self.shared.info.name.to_string(), limit, retry_after }
         })
     }

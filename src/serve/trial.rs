@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::batch::{self, Failure};
+use super::batch;
 use super::worker::Worker;
 use crate::model::pack::{PackedInput, RowSpec};
 
@@ -23,10 +23,7 @@ pub fn run(worker: &mut Worker) -> Result<(), String> {
         let start = Instant::now();
         worker.shared.vitals.set_busy(Some(start));
         let rows = batch::launch(&*worker.backend, packed).and_then(|in_flight| batch::finish(in_flight, num_seqs));
-        rows.map_err(|failure| match failure {
-            Failure::Failed(cause) => cause,
-            Failure::Panicked(cause) => cause,
-        })?;
+        rows.map_err(|failure| failure.cause().to_string())?;
         worker.fit.learn(num_seqs, num_seqs * seq_len, start.elapsed());
         worker.shared.cost.publish(&worker.fit);
     }

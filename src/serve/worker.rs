@@ -116,6 +116,7 @@ impl Worker {
             Ok(launched) => {
                 // A device that computes in `launch` has the rows by now; nobody should wait for them longer.
                 let is_ready = launched.in_flight.is_ready();
+                shared.vitals.set_busy(Some(launched.launched));
                 self.in_flight = Some(launched);
                 if is_ready {
                     self.finish_in_flight();
