@@ -133,7 +133,10 @@ impl Record {
             ),
             // Probes and scrapes come every few seconds for ever: not worth a line at the usual level.
             None if self.method == "GET" && class == "2xx" => tracing::debug!(status, outcome, elapsed_us, "answered"),
-            None => tracing::info!(status, outcome, elapsed_us, "answered"),
+            None => {
+                let reason = response.extensions().get::<Fault>().map(Fault::message);
+                tracing::info!(status, outcome, reason, elapsed_us, "answered");
+            }
         }
     }
 

@@ -138,25 +138,31 @@ impl Fault {
         }
     }
 
-    /// What the client reads: the kind and its operands, never a cause from inside.
+    /// What the client reads: the kind and its operands, never a cause from inside. At most 500 characters,
+    /// because operands may be what the client sent.
     pub fn message(&self) -> String {
+        const MAX_CHARS: usize = 500;
+        shorten(&self.whole_message(), MAX_CHARS)
+    }
+
+    fn whole_message(&self) -> String {
         match self {
             Self::Error(Error::Forward { model, .. }) => format!("model `{model}` failed on this batch"),
             Self::Error(Error::Unhealthy { model, .. }) => format!("model `{model}` is not healthy"),
             Self::Error(error) if self.class().kind != Kind::Internal => error.to_string(),
             Self::Error(_) | Self::Panic { .. } => "internal error".to_string(),
-            Self::NoRoute { path } => format!("no route is `{}`; GET /openapi.json lists all", shorten(path)),
+            Self::NoRoute { path } => format!("no route is `{}`; GET /openapi.json lists all", shorten(path, SHORT)),
             Self::MethodNotAllowed { method, path } => {
-                format!("`{}` does not take {}", shorten(path), shorten(method))
+                format!("`{}` does not take {}", shorten(path, SHORT), shorten(method, SHORT))
             }
             Self::MediaType { got } if got.is_empty() => {
                 "content-type: missing, expected application/json in UTF-8".to_string()
             }
             Self::MediaType { got } => {
-                format!("content-type: expected application/json in UTF-8, got `{}`", shorten(got))
+                format!("content-type: expected application/json in UTF-8, got `{}`", shorten(got, SHORT))
             }
             Self::ContentEncoding { got } => {
-                format!("content-encoding: only uncompressed bodies are taken, got `{}`", shorten(got))
+                format!("content-encoding: only uncompressed bodies are taken, got `{}`", shorten(got, SHORT))
             }
             Self::SlowBody { timeout } => format!("the body did not arrive within {timeout:?}"),
         }
@@ -316,10 +322,12 @@ pub async fn catch_panic(request: Request, next: Next) -> Response {
     }
 }
 
+/// Characters of a path or a header's value that are worth repeating.
+const SHORT: usize = 80;
+
 /// What a client sent, short enough for a message.
-fn shorten(text: &str) -> String {
-    const MAX_CHARS: usize = 80;
-    match text.char_indices().nth(MAX_CHARS) {
+fn shorten(text: &str, max_chars: usize) -> String {
+    match text.char_indices().nth(max_chars) {
         None => text.to_string(),
         Some((end, _)) => format!("{}…", &text[..end]),
     }
@@ -349,8 +357,10 @@ mod tests {
     }
 
     #[test]
-    fn a_long_path_is_cut_between_characters() {
+    fn what_a_client_sent_is_cut_between_characters() {
         let message = Fault::NoRoute { path: "/é".repeat(500) }.message();
         assert!(message.len() < 300, "{message}");
+        let message = Fault::from(Error::Empty { field: "é".repeat(5000) }).message();
+        assert_eq!(message.chars().count(), 501);
     }
 }

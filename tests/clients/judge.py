@@ -1,0 +1,280 @@
+"""Asks a running server through the official Python clients and compares with reference values.
+
+    python judge.py --binary target/release/eremois      starts the server, judges it, stops it
+    python judge.py --url http://127.0.0.1:8080           judges a server that runs already
+
+The server must serve all-MiniLM-L6-v2 (bundled). Needs requirements.txt; exits 1 with the list of what fails.
+"""
+
+import argparse
+import base64
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import urllib.error
+import urllib.request
+
+import numpy
+import openai
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
+
+HERE = pathlib.Path(__file__).parent
+REFERENCE = json.loads((HERE / "reference.json").read_text())
+TEXTS = REFERENCE["texts"]
+# The bundled weights are 8-bit; the model's README promises this of them.
+LEAST_COSINE = 0.999
+
+
+def unpack(text):
+    return numpy.frombuffer(base64.b64decode(text), "<f4")
+
+
+EXPECTED = [unpack(row) for row in REFERENCE["embeddings"]]
+
+
+def same(row, expected, what):
+    row = numpy.asarray(row, numpy.float32)
+    assert row.shape == expected.shape, f"{what}: shape {row.shape}, expected {expected.shape}"
+    cosine = float(row @ expected / (numpy.linalg.norm(row) * numpy.linalg.norm(expected)))
+    assert cosine >= LEAST_COSINE, f"{what}: cosine {cosine:.6f} below {LEAST_COSINE}"
+    return cosine
+
+
+def raises(kind, call):
+    try:
+        call()
+    except kind as error:
+        return error
+    raise AssertionError(f"no {kind.__name__}")
+
+
+class OpenAi:
+    def __init__(self, url):
+        self.client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
+        self.model = REFERENCE["model"]
+
+    def test_embeds_as_the_client_asks_by_itself(self):
+        # The client asks for base64 and decodes it, unless told otherwise.
+        answer = self.client.embeddings.create(model=self.model, input=TEXTS)
+        assert answer.model == self.model and [item.index for item in answer.data] == list(range(len(TEXTS)))
+        for item, expected, text in zip(answer.data, EXPECTED, TEXTS):
+            same(item.embedding, expected, text[:30])
+        assert answer.usage.prompt_tokens == answer.usage.total_tokens == sum(REFERENCE["num_tokens"])
+
+    def test_floats_and_base64_are_the_same_values(self):
+        floats = self.client.embeddings.create(model=self.model, input=TEXTS[0], encoding_format="float")
+        packed = self.client.embeddings.create(model=self.model, input=TEXTS[0], encoding_format="base64")
+        same(floats.data[0].embedding, EXPECTED[0], "float")
+        row = numpy.asarray(floats.data[0].embedding, numpy.float32)
+        assert numpy.array_equal(row, unpack(packed.data[0].embedding))
+
+    def test_token_ids(self):
+        expected = unpack(REFERENCE["token_ids_embedding"])
+        ids = REFERENCE["token_ids"]
+        one = self.client.embeddings.create(model=self.model, input=ids)
+        same(one.data[0].embedding, expected, "ids")
+        assert one.usage.prompt_tokens == len(ids)
+        many = self.client.embeddings.create(model=self.model, input=[ids, ids[:3] + ids[-1:]])
+        same(many.data[0].embedding, expected, "ids in a list")
+        assert len(many.data) == 2
+
+    def test_dimensions_cut_and_scale(self):
+        answer = self.client.embeddings.create(model=self.model, input=TEXTS[:2], dimensions=64)
+        for item, expected in zip(answer.data, EXPECTED):
+            same(item.embedding, expected[:64], "64 dimensions")
+            assert abs(numpy.linalg.norm(item.embedding) - 1) < 1e-5
+
+    def test_a_row_does_not_depend_on_its_batch(self):
+        many = self.client.embeddings.create(model=self.model, input=[f"{text} {i}" for i in range(20) for text in TEXTS])
+        alone = self.client.embeddings.create(model=self.model, input=f"{TEXTS[1]} 7")
+        difference = numpy.abs(numpy.array(many.data[7 * len(TEXTS) + 1].embedding) - numpy.array(alone.data[0].embedding))
+        assert difference.max() <= 1e-6, difference.max()
+
+    def test_models(self):
+        listed = self.client.models.list().data
+        assert self.model in [model.id for model in listed] and listed[0].object == "model"
+        one = self.client.models.retrieve(self.model)
+        assert one.id == self.model and one.owned_by and one.created >= 0
+
+    def test_errors_are_the_classes_the_client_knows(self):
+        create = self.client.embeddings.create
+        error = raises(openai.NotFoundError, lambda: create(model="no/such", input="x"))
+        assert error.code == "model_not_found" and error.param == "model", error.body
+        raises(openai.NotFoundError, lambda: self.client.models.retrieve("no/such"))
+        error = raises(openai.BadRequestError, lambda: create(model=self.model, input=[]))
+        assert error.param == "input" and error.type == "invalid_request_error", error.body
+        raises(openai.BadRequestError, lambda: create(model=self.model, input=""))
+        raises(openai.BadRequestError, lambda: create(model=self.model, input={"a": 1}))
+        raises(openai.UnprocessableEntityError, lambda: create(model=self.model, input="x", dimensions=100_000))
+        raises(openai.UnprocessableEntityError, lambda: create(model=self.model, input=[10**6]))
+        error = raises(openai.APIStatusError, lambda: create(model=self.model, input="word " * 5000))
+        assert error.status_code == 413 and "tokens, the limit is" in error.message, error.message
+        short = {"x-request-timeout": "1us"}
+        raises(openai.InternalServerError, lambda: create(model=self.model, input="x", extra_headers=short))
+
+    def test_ids_come_back(self):
+        raw = self.client.embeddings.with_raw_response.create(
+            model=self.model, input="x", extra_headers={"x-request-id": "judge-1"}
+        )
+        assert raw.headers["x-request-id"] == "judge-1"
+        answer = self.client.embeddings.create(model=self.model, input="x")
+        assert len(answer._request_id) == 36, answer._request_id
+
+
+class HuggingFace:
+    def __init__(self, url):
+        self.url = url
+        self.client = InferenceClient(base_url=url, timeout=60)
+
+    def test_feature_extraction(self):
+        for text, expected in zip(TEXTS[:5], EXPECTED):
+            rows = self.client.feature_extraction(text)
+            assert rows.shape == (1, len(expected)) and rows.dtype == numpy.float32
+            same(rows[0], expected, text[:30])
+        rows = self.client.feature_extraction(TEXTS[:5])
+        assert rows.shape == (5, len(EXPECTED[0]))
+        same(rows[4], EXPECTED[4], "batch")
+
+    def test_feature_extraction_with_all_it_can_ask(self):
+        long = "word " * 5000
+        raises(HfHubHTTPError, lambda: self.client.feature_extraction(long))
+        left = self.client.feature_extraction("start " + long, truncate=True, truncation_direction="left")
+        right = self.client.feature_extraction("start " + long, truncate=True, truncation_direction="right")
+        assert left.shape == right.shape and not numpy.array_equal(left, right)
+        cut = self.client.feature_extraction(TEXTS[0], normalize=True, dimensions=32)
+        same(cut[0], EXPECTED[0][:32], "32 dimensions")
+
+    def test_the_route_by_name(self):
+        client = InferenceClient(model=f"{self.url}/embed", timeout=60)
+        same(client.feature_extraction(TEXTS[0])[0], EXPECTED[0], "/embed")
+
+    def test_sentence_similarity(self):
+        for client in (self.client, InferenceClient(model=f"{self.url}/similarity", timeout=60)):
+            cosines = client.sentence_similarity(TEXTS[0], TEXTS[:3])
+            expected = [float(EXPECTED[0] @ row) for row in EXPECTED[:3]]
+            assert len(cosines) == 3 and numpy.abs(numpy.array(cosines) - expected).max() < 0.01, (cosines, expected)
+
+    def test_errors(self):
+        error = raises(HfHubHTTPError, lambda: self.client.feature_extraction([]))
+        assert error.response.status_code == 400, error
+        error = raises(HfHubHTTPError, lambda: self.client.feature_extraction("x", prompt_name="no-such-prompt"))
+        assert error.response.status_code == 422, error
+
+
+class Plain:
+    """What no client has a method for."""
+
+    def __init__(self, url):
+        self.url = url
+
+    def ask(self, path, body=None):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"content-type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.loads(response.read() or b"null"), response.headers
+
+    def test_tokenize_and_decode_are_inverse(self):
+        tokens, _ = self.ask("/tokenize", {"inputs": ["hello, world!"]})
+        assert [token["id"] for token in tokens[0]] == REFERENCE["token_ids"], tokens
+        assert tokens[0][0]["special"] and tokens[0][0]["start"] is None
+        assert (tokens[0][1]["text"], tokens[0][1]["start"], tokens[0][1]["stop"]) == ("hello", 0, 5)
+        texts, _ = self.ask("/decode", {"ids": REFERENCE["token_ids"]})
+        assert texts == ["hello, world!"], texts
+
+    def test_info_health_and_headers(self):
+        info, _ = self.ask("/info")
+        assert info["model_id"] == REFERENCE["model"] and info["max_input_length"] == 256, info
+        assert self.ask("/health")[0] is None and self.ask("/ping")[0] is None
+        assert self.ask("/health/ready")[0]["status"] == "ready"
+        rows, headers = self.ask("/embed", {"inputs": TEXTS[0]})
+        assert int(headers["x-compute-tokens"]) == REFERENCE["num_tokens"][0]
+        assert int(headers["x-compute-characters"]) == len(TEXTS[0])
+        for name in ("x-total-time", "x-tokenization-time", "x-queue-time", "x-inference-time"):
+            assert int(headers[name]) >= 0
+
+    def test_every_example_of_the_document_works(self):
+        document, _ = self.ask("/openapi.json")
+        num_examples = 0
+        for path, item in document["paths"].items():
+            content = item.get("post", {}).get("requestBody", {}).get("content", {}).get("application/json", {})
+            examples = [example["value"] for example in content.get("examples", {}).values()]
+            for example in examples + ([content["example"]] if "example" in content else []):
+                self.ask(path, example)
+                num_examples += 1
+        assert num_examples >= 12, num_examples
+
+
+def judge(url):
+    failures = []
+    for judge_class in (OpenAi, HuggingFace, Plain):
+        client = judge_class(url)
+        for name in [name for name in dir(client) if name.startswith("test_")]:
+            label = f"{judge_class.__name__}: {name.removeprefix('test_').replace('_', ' ')}"
+            try:
+                getattr(client, name)()
+                print(f"ok    {label}")
+            except Exception:
+                failures.append(label)
+                print(f"FAIL  {label}\n{traceback.format_exc()}")
+    print(f"{len(failures)} failed" if failures else "all judged right")
+    return 1 if failures else 0
+
+
+def wait_until_ready(url, process, seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise SystemExit(f"the server ended with {process.returncode} before it was ready")
+        try:
+            with urllib.request.urlopen(f"{url}/health/ready", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.05)
+    raise SystemExit(f"the server was not ready within {seconds} s")
+
+
+def judge_binary(binary, port):
+    if port == 0:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory() as data:
+        environment = dict(os.environ, EREMOIS_API__LISTEN=f"127.0.0.1:{port}", EREMOIS_DATABASE__PATH=data)
+        process = subprocess.Popen([binary, "serve"], env=environment)
+        try:
+            wait_until_ready(url, process, 60)
+            failed = judge(url)
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(30)
+            if code != 0:
+                print(f"FAIL  SIGTERM: exit {code}")
+                failed = 1
+            return failed
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--binary", help="the server to start")
+    target.add_argument("--url", help="a server that runs")
+    parser.add_argument("--port", type=int, default=0, help="for --binary; 0 takes a free one")
+    arguments = parser.parse_args()
+    if arguments.url:
+        return judge(arguments.url.rstrip("/"))
+    return judge_binary(os.path.abspath(arguments.binary), arguments.port)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
