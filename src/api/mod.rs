@@ -7,6 +7,7 @@
 
 pub mod docs;
 pub mod status;
+pub mod write;
 
 mod body;
 mod health;
@@ -15,7 +16,6 @@ mod observe;
 mod openai;
 mod phases;
 mod tei;
-mod write;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

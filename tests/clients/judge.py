@@ -1,7 +1,9 @@
 """Asks a running server through the official Python clients and compares with reference values.
 
-    python judge.py --binary target/release/eremois      starts the server, judges it, stops it
-    python judge.py --url http://127.0.0.1:8080           judges a server that runs already
+    python judge.py [--binary target/debug/eremois]   starts the server, judges it, stops it
+    python judge.py --url http://127.0.0.1:8080       judges a server that runs already
+
+EREMOIS_TEST_BIN is the binary where --binary is not given.
 
 The server must serve all-MiniLM-L6-v2 (bundled). Needs requirements.txt; exits 1 with the list of what fails.
 """
@@ -266,8 +268,8 @@ def judge_binary(binary, port):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--binary", help="the server to start")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--binary", default=os.environ.get("EREMOIS_TEST_BIN", "target/debug/eremois"))
     target.add_argument("--url", help="a server that runs")
     parser.add_argument("--port", type=int, default=0, help="for --binary; 0 takes a free one")
     arguments = parser.parse_args()

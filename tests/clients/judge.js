@@ -1,11 +1,14 @@
 // Asks a running server through OpenAI's official JavaScript client and compares with reference values.
 //
-//     NODE_PATH=FOLDER/node_modules node judge.cjs http://127.0.0.1:8080
+//     NODE_PATH=FOLDER/node_modules node judge.js http://127.0.0.1:8080
 //
 // FOLDER is where package.json was installed, outside the tree. Exits 1 with the list of what fails.
 
 const assert = require("node:assert/strict");
+const { spawn } = require("node:child_process");
 const fs = require("node:fs");
+const net = require("node:net");
+const os = require("node:os");
 const path = require("node:path");
 const { OpenAI } = require("openai");
 
@@ -13,12 +16,7 @@ const reference = JSON.parse(fs.readFileSync(path.join(__dirname, "reference.jso
 // The bundled weights are 8-bit; the model's README promises this of them.
 const LEAST_COSINE = 0.999;
 
-const url = process.argv[2];
-if (!url) {
-  console.error("usage: node judge.cjs URL");
-  process.exit(2);
-}
-const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: "none", maxRetries: 0, timeout: 60_000 });
+let client;
 const model = reference.model;
 
 function unpack(text) {
@@ -62,7 +60,8 @@ const tests = {
   },
 };
 
-async function main() {
+async function judge(url) {
+  client = new OpenAI({ baseURL: `${url}/v1`, apiKey: "none", maxRetries: 0, timeout: 60_000 });
   let numFailed = 0;
   for (const [name, test] of Object.entries(tests)) {
     try {
@@ -73,6 +72,49 @@ async function main() {
       console.log(`FAIL  openai (JavaScript): ${name}\n${error.stack}`);
     }
   }
+  return numFailed;
+}
+
+function freePort() {
+  return new Promise((resolve, reject) => {
+    const probe = net.createServer().once("error", reject);
+    probe.listen(0, "127.0.0.1", () => {
+      const { port } = probe.address();
+      probe.close(() => resolve(port));
+    });
+  });
+}
+
+async function waitUntilReady(url, server, seconds) {
+  const end = Date.now() + seconds * 1000;
+  while (Date.now() < end) {
+    if (server.exitCode !== null) throw new Error(`the server ended with ${server.exitCode} before it was ready`);
+    const answer = await fetch(`${url}/health/ready`).catch(() => null);
+    if (answer && answer.ok) return;
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+  throw new Error(`the server was not ready within ${seconds} s`);
+}
+
+async function judgeBinary(binary) {
+  const port = await freePort();
+  const data = fs.mkdtempSync(path.join(os.tmpdir(), "eremois-judge-"));
+  const env = { ...process.env, EREMOIS_API__LISTEN: `127.0.0.1:${port}`, EREMOIS_DATABASE__PATH: data };
+  const server = spawn(binary, ["serve"], { env, stdio: "inherit" });
+  const ended = new Promise((resolve) => server.once("exit", resolve));
+  try {
+    await waitUntilReady(`http://127.0.0.1:${port}`, server, 60);
+    return await judge(`http://127.0.0.1:${port}`);
+  } finally {
+    server.kill("SIGTERM");
+    await ended;
+    fs.rmSync(data, { recursive: true, force: true });
+  }
+}
+
+async function main() {
+  const url = process.argv[2];
+  const numFailed = await (url ? judge(url) : judgeBinary(process.env.EREMOIS_TEST_BIN ?? "target/debug/eremois"));
   process.exit(numFailed ? 1 : 0);
 }
 
