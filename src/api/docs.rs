@@ -16,6 +16,7 @@ use super::{ApiState, health, openai, tei};
 /// The name that examples are written with; the document served has the default model's instead.
 const EXAMPLE_MODEL: &str = "all-MiniLM-L6-v2";
 
+/// The routes of the document and its page.
 pub fn routes() -> Router<ApiState> {
     // The address is relative to the page, so that it holds behind a proxy's prefix too.
     let page = SwaggerUi::new("/docs").config(Config::from("../openapi.json"));
@@ -33,8 +34,8 @@ pub fn routes() -> Router<ApiState> {
         tei::invocations,
         tei::embed,
         tei::similarity,
-        tei::tokenize,
-        tei::decode,
+        tei::tokens::tokenize,
+        tei::tokens::decode,
         tei::info,
         health::health,
         health::ping,

@@ -15,6 +15,7 @@ use super::status::Fault;
 use crate::Error;
 use crate::serve::Health;
 
+/// The routes of health and metrics.
 pub fn routes() -> Router<ApiState> {
     Router::new()
         .route("/health/live", get(live))
@@ -33,6 +34,7 @@ pub struct Readiness {
     models: Vec<ModelHealth>,
 }
 
+/// One model's part of the answer.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ModelHealth {
     #[schema(example = "all-MiniLM-L6-v2")]

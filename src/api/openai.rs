@@ -19,6 +19,7 @@ use crate::output::Output;
 use crate::request::{EmbedParams, Request as Embed};
 use crate::{Error, Result};
 
+/// The routes of OpenAI's protocol.
 pub fn routes() -> Router<ApiState> {
     Router::new()
         .route("/v1/embeddings", post(embeddings))
@@ -152,6 +153,7 @@ pub struct Model {
     owned_by: &'static str,
 }
 
+/// The body of `GET /v1/models`.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ModelList {
     #[schema(example = "list")]

@@ -70,6 +70,7 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The kind as logs and metrics write it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",

@@ -93,6 +93,7 @@ impl<'a> Section<'a> {
         self.values.get(key).map(|v| v.get_ref())
     }
 
+    /// Takes a key's text; a value of another type is a fault.
     pub fn string(&mut self, key: &str, faults: &mut Faults) -> Option<String> {
         let value = self.take(key)?;
         match value.as_str() {

@@ -91,6 +91,7 @@ pub struct ModelMetrics {
 }
 
 impl ModelMetrics {
+    /// Looks up the handles, once a model.
     pub fn new(model: &str) -> Self {
         // One line a metric below needs the name owned: the recorder keeps it.
         let m = || model.to_string();
