@@ -1,8 +1,13 @@
 //! What this room counts and times. Handles are looked up once a model: recording is an atomic or two.
 
+use std::time::Instant;
+
 use ::metrics::{
     Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
+
+use super::batch::Batch;
+use super::policy::BatchLimits;
 
 /// Registers help and unit of every metric of this room. Call it once, after the recorder is installed and
 /// before the first model is added.
@@ -126,6 +131,19 @@ impl ModelMetrics {
             ready: gauge!("eremois_model_ready", "model" => m()),
             // In the order of `Outcome`.
             outcomes: ["ok", "invalid", "refused", "expired", "failed", "cancelled"].map(outcome),
+        }
+    }
+
+    /// One batch goes to the device.
+    pub fn launched(&self, batch: &Batch, num_tokens: usize, launched: Instant, limits: &BatchLimits) {
+        let num_seqs = batch.tickets.len() as f64;
+        let by_size = num_seqs / limits.max_batch_size as f64;
+        let by_tokens = num_tokens as f64 / limits.max_batch_tokens as f64;
+        self.batch_size.record(num_seqs);
+        self.batch_tokens.record(num_tokens as f64);
+        self.batch_fill.record(by_size.max(by_tokens));
+        for ticket in &batch.tickets {
+            self.queue_wait.record(launched.saturating_duration_since(ticket.pushed));
         }
     }
 

@@ -18,6 +18,7 @@ mod health;
 pub mod metrics;
 pub mod policy;
 pub mod queue;
+mod recover;
 mod served;
 pub mod ticket;
 mod trial;

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError};
 
@@ -13,7 +13,6 @@ use super::fair::Backlog;
 use super::policy::{Decision, decide};
 use super::queue::Message;
 use super::served::Shared;
-use super::trial;
 use crate::Error;
 use crate::model::Backend;
 
@@ -23,12 +22,12 @@ pub struct Worker {
     pub(super) backend: Arc<dyn Backend>,
     /// The other end is held by the model's handlers; all gone means nobody can ask any more.
     inbox: Receiver<Message>,
-    backlog: Backlog,
+    pub(super) backlog: Backlog,
     in_flight: Option<Launched>,
     pub(super) fit: Fit,
     /// Whether the device must answer a trial before it gets work.
-    is_suspect: bool,
-    next_heartbeat: Instant,
+    pub(super) is_suspect: bool,
+    pub(super) next_heartbeat: Instant,
 }
 
 impl Worker {
@@ -127,12 +126,12 @@ impl Worker {
     }
 
     /// Packs and launches. `start` is when forming began.
-    fn launch(&self, batch: Batch, start: Instant) -> Result<Launched, (Batch, Failure)> {
+    pub(super) fn launch(&self, batch: Batch, start: Instant) -> Result<Launched, (Batch, Failure)> {
         let packed = batch.pack();
         let num_tokens = packed.total_tokens();
         let launched = Instant::now();
         self.shared.metrics.pack.record(launched - start);
-        self.shared.count_launch(&batch, num_tokens, launched);
+        self.shared.metrics.launched(&batch, num_tokens, launched, &self.shared.limits.load());
         if self.in_flight.is_none() {
             self.shared.vitals.set_busy(Some(launched));
         }
@@ -152,7 +151,7 @@ impl Worker {
     }
 
     /// Waits for the rows of one batch and hands them out.
-    fn finish(&mut self, launched: Launched) -> Result<(), (Batch, Failure)> {
+    pub(super) fn finish(&mut self, launched: Launched) -> Result<(), (Batch, Failure)> {
         let Launched { batch, in_flight, num_tokens, launched, launch_took } = launched;
         let num_entries = batch.tickets.len();
         let finishing = Instant::now();
@@ -172,78 +171,5 @@ impl Worker {
         metrics.inputs.increment(num_entries as u64);
         metrics.tokens.increment(num_tokens as u64);
         Ok(())
-    }
-
-    /// After a batch without rows: finds out whether the device or an input is at fault.
-    ///
-    /// A device that fails a trial fails the batch. Otherwise the batch is halved by requests and each half
-    /// tried again, so that a bad input fails its own request and no neighbour. Of `n` requests at most
-    /// 2n - 1 batches are launched, and 2 log2(n) for one bad one.
-    fn recover(&mut self, batch: Batch, failure: &Failure) {
-        let model = &self.shared.info.name;
-        let cause = failure.cause().to_string();
-        tracing::error!(model = %model, num_seqs = batch.tickets.len(), cause, "a batch failed");
-        let error = Error::Forward { model: model.to_string(), cause: cause.clone() };
-        match failure {
-            Failure::Failed(_) => self.shared.metrics.batches_failed.increment(1),
-            Failure::Panicked(_) => {
-                self.shared.metrics.batches_panicked.increment(1);
-                self.suspect_after_panic(cause);
-            }
-        }
-        if !self.try_device() {
-            return batch.fail(&error);
-        }
-        match batch.split() {
-            Err(batch) => batch.fail(&error),
-            Ok(halves) => [halves.0, halves.1].into_iter().for_each(|half| self.retry(half)),
-        }
-    }
-
-    /// One batch from launch to reply, alone on the device.
-    fn retry(&mut self, batch: Batch) {
-        let start = Instant::now();
-        let Some(batch) = batch.still_wanted(start) else { return };
-        let result = self.launch(batch, start).and_then(|launched| self.finish(launched));
-        self.shared.vitals.set_busy(None);
-        if let Err((batch, failure)) = result {
-            self.recover(batch, &failure);
-        }
-    }
-
-    fn suspect_after_panic(&mut self, cause: String) {
-        self.shared.metrics.restarts.increment(1);
-        self.shared.vitals.set_restarting(cause);
-        self.is_suspect = true;
-    }
-
-    /// Sends a trial through the device; the first is the warm-up. Sets the state to what came of it.
-    fn try_device(&mut self) -> bool {
-        let result = trial::run(self);
-        self.shared.vitals.set_busy(None);
-        self.next_heartbeat = Instant::now() + self.shared.settings.heartbeat_interval;
-        self.is_suspect = result.is_err();
-        self.shared.tried(&result);
-        if let Err(reason) = result {
-            let model = self.shared.info.name.to_string();
-            self.backlog.fail_all(&Error::Unhealthy { model, reason });
-        }
-        !self.is_suspect
-    }
-}
-
-impl Shared {
-    fn count_launch(&self, batch: &Batch, num_tokens: usize, launched: Instant) {
-        let limits = self.limits.load();
-        let num_seqs = batch.tickets.len() as f64;
-        let by_size = num_seqs / limits.max_batch_size as f64;
-        let by_tokens = num_tokens as f64 / limits.max_batch_tokens as f64;
-        self.metrics.batch_size.record(num_seqs);
-        self.metrics.batch_tokens.record(num_tokens as f64);
-        self.metrics.batch_fill.record(by_size.max(by_tokens));
-        for ticket in &batch.tickets {
-            let waited: Duration = launched.saturating_duration_since(ticket.pushed);
-            self.metrics.queue_wait.record(waited);
-        }
     }
 }
