@@ -1,6 +1,10 @@
 //! Models against what `transformers` and `sentence-transformers` compute, and broken model folders.
 
 mod models {
+    pub mod batches;
+    pub mod broken;
     pub mod common;
+    pub mod encode;
     pub mod reference;
+    pub mod variants;
 }

@@ -1,9 +1,10 @@
 //! Folders of test models, and short ways to run them.
 #![allow(dead_code)]
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use eremois::Result;
 use eremois::model::load::load;
 use eremois::model::manifest::ModelSpec;
@@ -56,4 +57,100 @@ pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
 pub fn max_abs_diff(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
+}
+
+/// What scripts/make-fixtures.py computed with a model: sequences and, for each pooling, their vectors.
+pub struct Reference {
+    pub sequences: Vec<Vec<u32>>,
+    tensors: HashMap<String, Tensor>,
+}
+
+impl Reference {
+    pub fn read(name: &str) -> Self {
+        let tensors = tensors(&fixture("../references").join(format!("{name}.safetensors")));
+        let ids = tensors["input_ids"].to_vec1::<u32>().unwrap();
+        let mut rest = ids.as_slice();
+        let cut = |len: u32| rest.split_off(..len as usize).expect("the lengths add up").to_vec();
+        let sequences = tensors["lengths"].to_vec1::<u32>().unwrap().into_iter().map(cut).collect();
+        Self { sequences, tensors }
+    }
+
+    pub fn vectors(&self, pooling: &str) -> Vec<Vec<f32>> {
+        self.tensors[pooling].to_vec2().unwrap()
+    }
+}
+
+/// A text and its ids.
+#[derive(serde::Deserialize)]
+pub struct TextCase {
+    pub text: String,
+    pub ids: Vec<u32>,
+}
+
+pub fn text_cases(path: &Path) -> Vec<TextCase> {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+pub fn tensors(path: &Path) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(path, &Device::Cpu).unwrap()
+}
+
+/// A copy of a fixture to change or break.
+pub struct Copied(tempfile::TempDir);
+
+impl Copied {
+    pub fn of(name: &str) -> Self {
+        let copy = Self(tempfile::tempdir().unwrap());
+        copy_dir(&fixture(name), copy.dir());
+        copy
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub fn path(&self, file: &str) -> PathBuf {
+        self.dir().join(file)
+    }
+
+    pub fn remove(&self, file: &str) {
+        std::fs::remove_file(self.path(file)).unwrap();
+    }
+
+    pub fn write(&self, file: &str, bytes: impl AsRef<[u8]>) {
+        std::fs::write(self.path(file), bytes).unwrap();
+    }
+
+    pub fn bytes(&self, file: &str) -> Vec<u8> {
+        std::fs::read(self.path(file)).unwrap()
+    }
+
+    /// Changes a JSON file; without a file starts from null.
+    pub fn json(&self, file: &str, change: impl FnOnce(&mut serde_json::Value)) {
+        let mut value =
+            std::fs::read(self.path(file)).map_or(serde_json::Value::Null, |b| serde_json::from_slice(&b).unwrap());
+        change(&mut value);
+        self.write(file, value.to_string());
+    }
+
+    /// Changes the tensors of `model.safetensors`.
+    pub fn weights(&self, change: impl FnOnce(&mut HashMap<String, Tensor>)) {
+        let path = self.path("model.safetensors");
+        let mut tensors = tensors(&path);
+        change(&mut tensors);
+        candle_core::safetensors::save(&tensors, path).unwrap();
+    }
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_dir(&path, &target);
+        } else {
+            std::fs::copy(&path, target).unwrap();
+        }
+    }
 }
