@@ -1,5 +1,6 @@
 //! The commands: thin, over the library.
 
+pub mod bench;
 pub mod config;
 pub mod serve;
 
@@ -48,6 +49,8 @@ enum Command {
     /// Show or check the settings.
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Put load on a server and measure it.
+    Bench(Box<bench::BenchArgs>),
     /// Print version, commit and features.
     Version,
 }
@@ -67,6 +70,7 @@ pub fn main() -> ExitCode {
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => serve::run(sources),
         Command::Config(command) => config::run(command, sources),
+        Command::Bench(args) => bench::run(&args),
         Command::Version => version(),
     }
 }
