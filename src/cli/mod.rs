@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod config;
+pub mod models;
 pub mod serve;
 
 use std::path::PathBuf;
@@ -46,6 +47,9 @@ struct Global {
 enum Command {
     /// Serve the models of the repository (what no command does, too).
     Serve,
+    /// Pull, import, list, verify and quantize models.
+    #[command(subcommand)]
+    Models(models::ModelsCommand),
     /// Show or check the settings.
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -69,6 +73,7 @@ pub fn main() -> ExitCode {
     let sources = Sources::of_process(cli.global.config, cli.global.set);
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => serve::run(sources),
+        Command::Models(command) => models::run(command, &sources),
         Command::Config(command) => config::run(command, sources),
         Command::Bench(args) => bench::run(&args),
         Command::Version => version(),

@@ -6,12 +6,16 @@
 pub mod config;
 mod embed;
 pub mod encode;
+pub mod hub;
+pub mod install;
 pub mod load;
 pub mod manifest;
 mod mpnet;
 mod names;
 pub mod pack;
 pub mod post_norm;
+pub mod prove;
+pub mod quantize;
 pub mod repository;
 mod section;
 pub mod sentence;

@@ -1,0 +1,244 @@
+//! Putting a model's files into the repository: whole or not at all.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use super::hub::{Chosen, choose};
+use super::manifest::{MANIFEST_FILE, Manifest, ModelSpec, Provenance, TASKS, VersionEntry, is_inside};
+use super::prove::prove;
+use super::repository::{Repository, sha256_file};
+use crate::{Error, Result};
+
+/// A model that lies in the repository now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Installed {
+    pub name: String,
+    pub version: u64,
+    /// The version's folder.
+    pub dir: PathBuf,
+    /// False if these very files were there before.
+    pub new: bool,
+}
+
+/// Copies a Hugging Face folder or a GGUF file into the repository as a new version of `name`
+/// (`None`: its own name), after loading it once.
+///
+/// Blocks: copies and reads the weights.
+/// Errors: [`Error::Invalid`] for a folder that holds no model or a name that cannot be served, the
+/// loader's, and [`Error::ModelFile`] for what cannot be copied. Nothing is left behind.
+pub fn import(models: &Repository, source: &Path, name: Option<&str>) -> Result<Installed> {
+    let invalid = |reason: String| Error::Invalid { field: source.display().to_string(), reason };
+    let (folder, chosen) = if source.is_dir() {
+        let chosen = choose(&walk(source)?, None).map_err(invalid)?;
+        (source.to_path_buf(), chosen)
+    } else if source.is_file() {
+        let file = source.file_name().map(|f| f.to_string_lossy().into_owned()).unwrap_or_default();
+        let folder = source.parent().map(Path::to_path_buf).unwrap_or_default();
+        // Only the file: a folder of GGUF files often holds several models.
+        let chosen = choose(std::slice::from_ref(&file), Some(&file)).map_err(invalid)?;
+        (folder, chosen)
+    } else {
+        return Err(invalid("there is no such folder or file".to_string()));
+    };
+    let own_name = || {
+        let path = source.canonicalize().unwrap_or_else(|_| source.to_path_buf());
+        let own = if path.is_file() { path.file_stem() } else { path.file_name() };
+        own.map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+    };
+    let name = name.map_or_else(own_name, str::to_string);
+    check_name(&name)?;
+
+    let staging = models.root().join(".pull").join(format!("import-{name}"));
+    let _lock = lock(&staging)?;
+    let result = copy(&folder, &staging, &chosen).and_then(|()| {
+        let weights = chosen.weights.iter().map(|f| staging.join(f)).collect();
+        prove(&ModelSpec { weights, ..ModelSpec::bare(&name, &staging) })?;
+        let provenance = Provenance { note: Some("imported from a folder".to_string()), ..Provenance::default() };
+        install(models, &name, &staging, Manifest::default(), chosen.weights, provenance)
+    });
+    if staging.exists() {
+        let _ = fs::remove_dir_all(&staging);
+    }
+    result
+}
+
+/// Moves the folder `staging` into the repository as the next version of `name`, and writes it into the
+/// manifest with the checksum of every file. `head` is the manifest of a model that has none yet.
+///
+/// `staging` must lie on the repository's file system. The version appears by renames: whoever reads the
+/// repository sees it whole or not at all.
+/// Errors: [`Error::Invalid`] for a folder of this name that has no manifest, [`Error::ModelFile`].
+pub(super) fn install(
+    models: &Repository,
+    name: &str,
+    staging: &Path,
+    head: Manifest,
+    weights: Vec<String>,
+    provenance: Provenance,
+) -> Result<Installed> {
+    let mut files = BTreeMap::new();
+    for file in walk(staging)? {
+        let (sha256, _) = sha256_file(&staging.join(&file))?;
+        files.insert(file, sha256);
+    }
+    let tokenizer = files.contains_key("tokenizer.json").then(|| "tokenizer.json".to_string());
+    let entry = VersionEntry { weights, tokenizer, files, provenance };
+    let home = models.root().join(name);
+    let Some(manifest) = existing_manifest(models, name)? else {
+        let manifest = Manifest { task: TASKS[0].to_string(), versions: BTreeMap::from([(1, entry)]), ..head };
+        // The model's folder is made beside the staging folder, then moved whole.
+        let whole = beside(staging, ".whole");
+        remove_if_there(&whole)?;
+        make_dir(&whole)?;
+        rename(staging, &whole.join("1"))?;
+        write(&whole.join(MANIFEST_FILE), &manifest.to_toml())?;
+        rename(&whole, &home)?;
+        return Ok(Installed { name: name.to_string(), version: 1, dir: home.join("1"), new: true });
+    };
+    if let Some((&version, _)) = manifest.versions.iter().find(|(_, v)| v.files == entry.files) {
+        remove_if_there(staging)?;
+        return Ok(Installed { name: name.to_string(), version, dir: home.join(version.to_string()), new: false });
+    }
+    let mut version = manifest.versions.keys().last().map_or(1, |v| v + 1);
+    // A folder the manifest does not know was left by a cut between the two renames below.
+    while home.join(version.to_string()).exists() {
+        version += 1;
+    }
+    let dir = home.join(version.to_string());
+    rename(staging, &dir)?;
+    append_version(&home.join(MANIFEST_FILE), version, entry)?;
+    Ok(Installed { name: name.to_string(), version, dir, new: true })
+}
+
+/// Adds a version at the end of a manifest's text, so that what people wrote in it stays.
+fn append_version(path: &Path, version: u64, entry: VersionEntry) -> Result<()> {
+    #[derive(serde::Serialize)]
+    struct Addition {
+        versions: BTreeMap<u64, VersionEntry>,
+    }
+    let addition = Addition { versions: BTreeMap::from([(version, entry)]) };
+    let addition = toml::to_string(&addition).map_err(|e| fault(path, e))?;
+    let text = fs::read_to_string(path).map_err(|e| fault(path, e))?;
+    let text = format!("{}\n\n{addition}", text.trim_end());
+    Manifest::parse(&text, path)?;
+    let new = path.with_extension("toml.new");
+    write(&new, &text)?;
+    rename(&new, path)
+}
+
+/// The manifest of a model that is there already.
+///
+/// Errors: [`Error::Invalid`] for a folder or file of this name that another hand put there without a manifest.
+pub(super) fn existing_manifest(models: &Repository, name: &str) -> Result<Option<Manifest>> {
+    let home = models.root().join(name);
+    let manifest = home.join(MANIFEST_FILE);
+    if manifest.is_file() {
+        return Manifest::read(&manifest).map(Some);
+    }
+    if home.exists() {
+        let reason = format!("{} is there and has no manifest.toml; choose another --name", home.display());
+        return Err(Error::Invalid { field: "name".to_string(), reason });
+    }
+    Ok(None)
+}
+
+/// Refuses a name that is no plain folder name: it comes from the command line or from a stranger's repository.
+pub(super) fn check_name(name: &str) -> Result<()> {
+    let plain = is_inside(name) && !name.starts_with('.') && !name.contains(['/', '@', ':']);
+    if plain {
+        return Ok(());
+    }
+    let reason = format!("`{name}` cannot be a model's folder: no `/`, `@`, `:`, no dot in front");
+    Err(Error::Invalid { field: "name".to_string(), reason })
+}
+
+/// Held by whoever fills a staging folder; dropping it lets the next one in.
+pub(super) struct Lock {
+    /// The operating system frees the lock with the file.
+    _file: File,
+    path: PathBuf,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+        // Succeeds only when nothing else is being fetched.
+        let _ = self.path.parent().map(fs::remove_dir);
+    }
+}
+
+/// Locks a staging folder, which need not exist yet.
+///
+/// Errors: [`Error::ModelFile`] if another process fills it.
+pub(super) fn lock(staging: &Path) -> Result<Lock> {
+    let path = beside(staging, ".lock");
+    make_dir(path.parent().unwrap_or(staging))?;
+    let file = File::create(&path).map_err(|e| fault(&path, e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Lock { _file: file, path }),
+        Err(TryLockError::WouldBlock) => Err(fault(&path, "another process is fetching this model")),
+        Err(TryLockError::Error(e)) => Err(fault(&path, e)),
+    }
+}
+
+/// Every file below a folder, relative, with `/`, sorted; dot files and unfinished ones left out.
+fn walk(folder: &Path) -> Result<Vec<String>> {
+    let mut files = Vec::new();
+    let mut open = vec![String::new()];
+    while let Some(prefix) = open.pop() {
+        let here = folder.join(&prefix);
+        for entry in fs::read_dir(&here).map_err(|e| fault(&here, e))? {
+            let entry = entry.map_err(|e| fault(&here, e))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with('.') || name.ends_with(".part") {
+                continue;
+            }
+            // Through links: a hub's cache is made of them.
+            match fs::metadata(entry.path()) {
+                Ok(kind) if kind.is_dir() => open.push(format!("{prefix}{name}/")),
+                Ok(_) => files.push(format!("{prefix}{name}")),
+                Err(e) => return Err(fault(&entry.path(), e)),
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn copy(folder: &Path, staging: &Path, chosen: &Chosen) -> Result<()> {
+    remove_if_there(staging)?;
+    for file in &chosen.files {
+        let to = staging.join(file);
+        make_dir(to.parent().unwrap_or(staging))?;
+        fs::copy(folder.join(file), &to).map_err(|e| fault(&folder.join(file), e))?;
+    }
+    Ok(())
+}
+
+/// The path with a suffix to its last name; `with_extension` would cut a version off it.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn remove_if_there(dir: &Path) -> Result<()> {
+    if dir.exists() { fs::remove_dir_all(dir).map_err(|e| fault(dir, e)) } else { Ok(()) }
+}
+
+fn make_dir(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).map_err(|e| fault(dir, e))
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(|e| fault(to, e))
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).map_err(|e| fault(path, e))
+}
+
+fn fault(file: &Path, reason: impl ToString) -> Error {
+    Error::ModelFile { file: file.to_path_buf(), reason: reason.to_string() }
+}

@@ -1,0 +1,44 @@
+//! Proof that a model works: loaded, and one forward computed.
+
+use candle_core::Device;
+
+use super::load::load;
+use super::manifest::ModelSpec;
+use super::pack::{PackedInput, RowSpec};
+use super::{LoadedModel, ModelInfo};
+use crate::request::{Input, Truncation, TruncationDirection};
+use crate::{Error, Result};
+
+/// Two lengths, so that packing is proven too.
+const TEXTS: [&str; 2] = ["proof", "The quick brown fox jumps over the lazy dog; 1,234.5 times, they say."];
+
+/// Loads a model on the CPU and computes two texts with it.
+///
+/// Blocks: reads all weights.
+/// Errors: the loader's, and [`Error::Forward`] for a result that is not finite or all zero: weights that
+/// have the right shapes and the wrong values.
+pub fn prove(spec: &ModelSpec) -> Result<std::sync::Arc<ModelInfo>> {
+    let LoadedModel { info, encoder, backend } = load(spec, &Device::Cpu)?;
+    let mut batch = PackedInput::default();
+    for text in TEXTS {
+        let cut = Truncation::Cut(TruncationDirection::Right);
+        let encoding = encoder.encode(&Input::Text(text.to_string()), "proof", None, cut)?;
+        let row = RowSpec { normalize: info.normalize, dimensions: info.hidden_size };
+        batch.push(&encoding.input_ids, &encoding.token_type_ids, row);
+    }
+    let rows = backend.launch(batch)?.finish()?;
+    let failed = |cause: &str| Error::Forward { model: spec.name.to_string(), cause: cause.to_string() };
+    for i in 0..TEXTS.len() {
+        let row = rows.row(i);
+        if row.iter().any(|v| !v.is_finite()) {
+            return Err(failed("an embedding is not finite"));
+        }
+        if row.iter().all(|v| *v == 0.0) {
+            return Err(failed("an embedding is all zero"));
+        }
+    }
+    if rows.row(0) == rows.row(1) {
+        return Err(failed("two different texts have the same embedding"));
+    }
+    Ok(info)
+}
