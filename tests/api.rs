@@ -521,6 +521,48 @@ async fn the_page_of_the_document_is_served_from_the_binary() {
 }
 
 #[test]
+fn the_page_on_refusals_is_the_table() {
+    let page = include_str!("../docs/api.md");
+    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
+    for fault in Fault::samples() {
+        let class = fault.class();
+        let word = Envelope::Tei.body(&fault)["error_type"].as_str().unwrap().to_string();
+        let ours = format!("| {} | {} `{word}` |", class.status.as_u16(), class.tei_status.as_u16());
+        let kind = format!("`{}`", class.kind.as_str());
+        assert!(rows.iter().any(|row| row.contains(&kind) && row.contains(&ours)), "no row with {kind} and {ours}");
+    }
+}
+
+/// Counts are read as a scrape sees them. The recorder is this thread's, and so is the runtime.
+#[tokio::test]
+async fn requests_are_counted_by_route_model_and_outcome() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let server = plain().await;
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    ok(&server.post("/v1/embeddings", json!({"input": "w1"})).await);
+    ok(&server.post("/v1/embeddings", json!({"input": "w1"})).await);
+    refused(&server.post("/v1/embeddings", json!({"input": []})).await, 400, "empty");
+    refused(&server.get("/some/path/of/a/scanner").await, 404, "no route");
+    *server.controls.per_batch.lock() = Duration::from_millis(100);
+    let left = tokio::time::timeout(Duration::from_millis(20), server.post("/embed", json!({"inputs": "w2"})));
+    assert!(left.await.is_err());
+
+    let text = recorder.handle().render();
+    for line in [
+        r#"eremois_http_requests_total{route="/v1/embeddings",model="fake",outcome="ok"} 2"#,
+        r#"eremois_http_requests_total{route="/v1/embeddings",model="none",outcome="empty"} 1"#,
+        r#"eremois_http_requests_total{route="unmatched",model="none",outcome="route_not_found"} 1"#,
+        r#"eremois_http_requests_total{route="/embed",model="none",outcome="cancelled"} 1"#,
+        r#"eremois_http_request_duration_seconds_count{route="/v1/embeddings",method="POST",status="2xx"} 2"#,
+        r#"eremois_http_request_duration_seconds_count{route="/v1/embeddings",method="POST",status="4xx"} 1"#,
+        "eremois_http_requests_in_flight 0",
+    ] {
+        assert!(text.contains(line), "no `{line}` in\n{text}");
+    }
+    assert!(!text.contains("scanner"), "a path of a client's making is no label");
+}
+
+#[test]
 fn the_table_answers_every_fault_in_both_envelopes() {
     let mut seen = std::collections::BTreeSet::new();
     for fault in Fault::samples() {
