@@ -221,7 +221,8 @@ fn cutting_server(num_whole: usize) -> SocketAddr {
             let _ = stream.read(&mut buffer);
             let body = "[[1.0]]";
             let sent = if i < num_whole { body } else { &body[..3] };
-            let _ = write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{sent}", body.len());
+            let _ =
+                write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{sent}", body.len());
         }
     });
     address

@@ -78,7 +78,9 @@ fn config_check_reports_all_faults_and_exits_1() {
     let dir = empty();
     std::fs::write(dir.path().join("bad.toml"), "[ai]\nmodles = []\ndevice = \"gpu\"\n").unwrap();
     let environment = [("EREMOIS_API__LISTN", "x")];
-    for arguments in [&["config", "check", "bad.toml"][..], &["config", "check", "--config", "bad.toml"], &["--config", "bad.toml"]] {
+    for arguments in
+        [&["config", "check", "bad.toml"][..], &["config", "check", "--config", "bad.toml"], &["--config", "bad.toml"]]
+    {
         let checked = eremois(dir.path(), arguments, &environment);
         assert_eq!((checked.code, checked.stdout.as_str()), (1, ""));
         let lines: Vec<&str> = checked.stderr.lines().collect();

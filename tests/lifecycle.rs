@@ -34,7 +34,8 @@ fn is_alive_then_ready_then_says_what_to_type() {
         "POST /v1/embeddings HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
-    let answer = Client::connect(server.address).unwrap().send(request.as_bytes()).expect("the curl that is shown works");
+    let answer =
+        Client::connect(server.address).unwrap().send(request.as_bytes()).expect("the curl that is shown works");
     assert_eq!(answer.status, 200, "{answer:?}");
 
     let metrics = server.get("/metrics").expect("served").body;
@@ -63,27 +64,29 @@ fn sigterm_under_load_loses_nothing() {
     let (address, signalled) = (server.address, AtomicBool::new(false));
     let ends = std::thread::scope(|scope| {
         let signalled = &signalled;
-        let client = |seed: usize| move || -> Vec<End> {
-            let request = embeddings(&(0..1 + seed % 3).map(|i| text(8 + 5 * seed + i)).collect::<Vec<_>>());
-            let mut ends = Vec::new();
-            let mut kept: Option<Client> = None;
-            loop {
-                let is_new = kept.is_none();
-                let mut client = match kept.take().map_or_else(|| Client::connect(address), Ok) {
-                    Ok(client) => client,
-                    Err(_) => {
-                        ends.push(End::NotTaken);
-                        return ends;
+        let client = |seed: usize| {
+            move || -> Vec<End> {
+                let request = embeddings(&(0..1 + seed % 3).map(|i| text(8 + 5 * seed + i)).collect::<Vec<_>>());
+                let mut ends = Vec::new();
+                let mut kept: Option<Client> = None;
+                loop {
+                    let is_new = kept.is_none();
+                    let mut client = match kept.take().map_or_else(|| Client::connect(address), Ok) {
+                        Ok(client) => client,
+                        Err(_) => {
+                            ends.push(End::NotTaken);
+                            return ends;
+                        }
+                    };
+                    match client.send(&request) {
+                        Ok(answer) => {
+                            ends.push(end_of(&answer, signalled.load(Ordering::SeqCst)));
+                            kept = (!answer.closes()).then_some(client);
+                        }
+                        // On a connection kept alive nothing may vanish: the server had to say that it closes.
+                        Err(Unanswered::Nothing(_)) if is_new => ends.push(End::NotTaken),
+                        Err(lost) => panic!("a request was lost: {lost:?} (new connection: {is_new})"),
                     }
-                };
-                match client.send(&request) {
-                    Ok(answer) => {
-                        ends.push(end_of(&answer, signalled.load(Ordering::SeqCst)));
-                        kept = (!answer.closes()).then_some(client);
-                    }
-                    // On a connection kept alive nothing may vanish: the server had to say that it closes.
-                    Err(Unanswered::Nothing(_)) if is_new => ends.push(End::NotTaken),
-                    Err(lost) => panic!("a request was lost: {lost:?} (new connection: {is_new})"),
                 }
             }
         };
@@ -127,7 +130,9 @@ fn the_deadline_ends_a_drain_and_what_is_left_is_refused() {
     let mut server = Server::ready(&format!("[api]\ndrain_timeout = \"200ms\"\n{SMALL}"));
     let mut client = Client::connect(server.address).unwrap();
     let work = std::thread::spawn(move || client.send(&long_request()));
-    wait_for("a batch", || server.get("/metrics").filter(|m| !m.body.contains("\neremois_queue_depth{model=\"all-MiniLM-L6-v2\"} 0\n")));
+    wait_for("a batch", || {
+        server.get("/metrics").filter(|m| !m.body.contains("\neremois_queue_depth{model=\"all-MiniLM-L6-v2\"} 0\n"))
+    });
     let start = Instant::now();
     server.signal("TERM");
     assert_eq!(server.wait().code(), Some(0));
@@ -142,7 +147,9 @@ fn a_second_signal_ends_at_once() {
     let mut server = Server::ready(SMALL);
     let mut client = Client::connect(server.address).unwrap();
     std::thread::spawn(move || client.send(&long_request()));
-    wait_for("a batch", || server.get("/metrics").filter(|m| !m.body.contains("\neremois_queue_depth{model=\"all-MiniLM-L6-v2\"} 0\n")));
+    wait_for("a batch", || {
+        server.get("/metrics").filter(|m| !m.body.contains("\neremois_queue_depth{model=\"all-MiniLM-L6-v2\"} 0\n"))
+    });
     server.signal("TERM");
     server.stderr.wait_for(&["draining"]);
     let start = Instant::now();

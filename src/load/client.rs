@@ -85,8 +85,7 @@ impl Client {
             return Ok(());
         }
         let stream = connector.0.call(uri.clone()).await.map_err(|_| Failure::Connect)?;
-        let (fresh, connection) =
-            hyper::client::conn::http1::handshake(stream).await.map_err(|_| Failure::Connect)?;
+        let (fresh, connection) = hyper::client::conn::http1::handshake(stream).await.map_err(|_| Failure::Connect)?;
         // Ends when the sender is dropped or the server hangs up; what went wrong is told to the sender.
         tokio::spawn(connection);
         *sender = Some(fresh);

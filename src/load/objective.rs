@@ -72,7 +72,8 @@ mod tests {
     use super::*;
 
     fn record() -> Record {
-        let mut record = Record { window: Duration::from_secs(1), ..Record::default() };
+        let mut record = Record::default();
+        record.window = Duration::from_secs(1);
         for i in 1..=100 {
             let status = if i <= 90 { 200 } else { 503 };
             record.add(Sample {

@@ -136,7 +136,8 @@ impl Report {
         };
         let all: Vec<Vec<(StepReport, Record)>> = (0..plan.targets.len()).map(steps).collect();
         let judged = all.first().into_iter().flatten();
-        let objectives = judged.flat_map(|(s, record)| plan.objectives.iter().map(|o| o.judge(&s.step, record))).collect();
+        let objectives =
+            judged.flat_map(|(s, record)| plan.objectives.iter().map(|o| o.judge(&s.step, record))).collect();
         let named = plan.targets.iter().zip(all).zip(cosines);
         let targets: Vec<TargetReport> = named
             .enumerate()

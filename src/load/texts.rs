@@ -21,11 +21,20 @@ const SPECIAL_TOKENS: usize = 2;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Lengths {
     Fixed(usize),
-    Uniform { min: usize, max: usize },
+    Uniform {
+        min: usize,
+        max: usize,
+    },
     /// Each doubling of the length is equally likely: many short texts, some long ones, as real traffic has.
-    LogUniform { min: usize, max: usize },
+    LogUniform {
+        min: usize,
+        max: usize,
+    },
     /// Cut at one word and at four standard deviations.
-    Normal { mean: usize, std_dev: usize },
+    Normal {
+        mean: usize,
+        std_dev: usize,
+    },
 }
 
 impl Lengths {

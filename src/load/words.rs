@@ -4,8 +4,7 @@
 //! is a text of n tokens: lengths are then known without the target's tokenizer.
 
 /// The words, split at white space, in alphabetical order.
-pub const WORDS: &str =
-    "able about accessories account act action activities add added additional address advanced advertising after \
+pub const WORDS: &str = "able about accessories account act action activities add added additional address advanced advertising after \
      again against age ago agreement air all along already always am american among amount analysis and annual \
      another application april archive archives are area art article as ask association audio august australia \
      author available average away baby bad bank base based basic beach beauty because been being below best better \

@@ -165,7 +165,8 @@ fn renamed(config: &EncoderConfig) -> Vec<(String, String)> {
 /// The position table without the rows RoBERTa keeps for padding: in GGUF positions start at row 0.
 fn cut_padding(table: &Tensor, config: &EncoderConfig) -> Result<Tensor> {
     let rows = table.dim(0)?.saturating_sub(config.position_offset);
-    Ok(table.narrow(0, config.position_offset, rows)?.contiguous()?)
+    // Forced: candle quantizes a view's whole storage, and a cut at the front passes for contiguous.
+    Ok(table.narrow(0, config.position_offset, rows)?.force_contiguous()?)
 }
 
 fn dtype_of(name: &str, shape: &[usize], target: Target) -> GgmlDType {

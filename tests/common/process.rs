@@ -31,7 +31,9 @@ impl Lines {
     fn collect(from: impl Read + Send + 'static) -> Self {
         let lines = Self::default();
         let sink = lines.clone();
-        std::thread::spawn(move || BufReader::new(from).lines().map_while(Result::ok).for_each(|l| sink.0.lock().push(l)));
+        std::thread::spawn(move || {
+            BufReader::new(from).lines().map_while(Result::ok).for_each(|l| sink.0.lock().push(l))
+        });
         lines
     }
 
@@ -187,7 +189,8 @@ impl Client {
             }
         }
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status line");
-        let length = head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length:")?.trim().parse().ok());
+        let length =
+            head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length:")?.trim().parse().ok());
         let mut body = vec![0; length.expect("every answer has a length")];
         self.stream.read_exact(&mut body).map_err(|e| Unanswered::Cut(format!("{head} {e}")))?;
         Ok(Answer { status, head, body: String::from_utf8(body).expect("UTF-8") })
@@ -204,5 +207,10 @@ pub fn embeddings(texts: &[String]) -> Vec<u8> {
 
 /// A text of about this many tokens.
 pub fn text(num_words: usize) -> String {
-    ["water", "stone", "light", "river", "house", "garden"].into_iter().cycle().take(num_words).collect::<Vec<_>>().join(" ")
+    ["water", "stone", "light", "river", "house", "garden"]
+        .into_iter()
+        .cycle()
+        .take(num_words)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
