@@ -78,7 +78,7 @@ impl Embedding {
 pub struct Verifier {
     /// Largest absolute difference between two answers of one text.
     tolerance: f32,
-    /// Text index to the first vector seen. A std-like mutex: held for one look-up, never over an await.
+    /// Text index to the first vector seen. Locked for one answer's look-ups, never over an await.
     seen: Mutex<HashMap<usize, Vec<f32>>>,
 }
 
@@ -119,6 +119,8 @@ impl Verifier {
     }
 
     /// Smallest cosine between the two targets' vectors over the texts both have answered; `None` without one.
+    ///
+    /// Holds both locks: `other` must be another verifier.
     pub fn min_cosine(&self, other: &Verifier) -> Option<f64> {
         let (ours, theirs) = (self.seen.lock(), other.seen.lock());
         let both = ours.iter().filter_map(|(text, a)| Some(cosine(a, theirs.get(text)?)));

@@ -88,7 +88,8 @@ pub async fn run(plan: Plan, live: Arc<Live>, mut on_step: impl FnMut(&str)) -> 
         }
     }
     let first = driven.first().and_then(|driven| driven.verifier.as_ref());
-    let cosines = driven.iter().map(|other| first?.min_cosine(other.verifier.as_ref()?)).collect();
+    let others = driven.iter().skip(1).map(|other| first?.min_cosine(other.verifier.as_ref()?));
+    let cosines = std::iter::once(None).chain(others).collect();
     Ok(Report::new(&plan, workload(&plan), runs, cosines, started))
 }
 

@@ -122,7 +122,8 @@ pub struct Comparison {
 }
 
 impl Report {
-    /// `cosines` [num_targets]: each target's smallest cosine to the first, where known.
+    /// `cosines` [num_targets]: each target's smallest cosine to the first; `None` for the first itself
+    /// and where answers are not checked.
     pub fn new(plan: &Plan, workload: Workload, runs: Vec<StepRun>, cosines: Vec<Option<f64>>, at: SystemTime) -> Self {
         let of = |target: usize, pace: Pace| runs.iter().filter(move |run| run.target == target && run.pace == pace);
         let steps = |target: usize| -> Vec<(StepReport, Record)> {
@@ -140,13 +141,12 @@ impl Report {
             judged.flat_map(|(s, record)| plan.objectives.iter().map(|o| o.judge(&s.step, record))).collect();
         let named = plan.targets.iter().zip(all).zip(cosines);
         let targets: Vec<TargetReport> = named
-            .enumerate()
-            .map(|(i, ((target, steps), min_cosine))| TargetReport {
+            .map(|((target, steps), min_cosine)| TargetReport {
                 name: target.name.clone(),
                 url: target.uri.to_string(),
                 api: target.api.to_string(),
                 model: target.model.clone(),
-                min_cosine: min_cosine.filter(|_| i > 0),
+                min_cosine,
                 steps: steps.into_iter().map(|(step, _)| step).collect(),
             })
             .collect();

@@ -185,6 +185,7 @@ mod tests {
         assert_eq!(read_jsonl(&path).unwrap(), ["one", "two", "three"]);
         std::fs::write(&path, "\"one\"\n{\"txt\":1}\nnot json\n").unwrap();
         let faults = read_jsonl(&path).unwrap_err().to_string();
-        assert!(faults.contains("line 2") && faults.contains("line 3") && !faults.contains("line 1"), "{faults}");
+        let named = |n| faults.contains(&format!("jsonl: line {n}: "));
+        assert!(named(2) && named(3) && !named(1), "{faults}");
     }
 }
