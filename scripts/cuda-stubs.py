@@ -9,7 +9,7 @@ machine needs libraries that are looked for at the first call. Each function her
 the slot first leads to a resolver that dlopens the real library, puts the real address into the slot and
 goes on there with all argument registers as they came. Where there is no library the slot gets a function
 that returns the library's own "not initialised" status, so that opening the device fails as it would on a
-machine with a driver and no card, and the server falls back to the CPU.
+machine with a driver and no card, says which library was not found, and the server falls back to the CPU.
 
 The technique is that of lazy binding in an ELF procedure linkage table; yugr/Implib.so does it for any
 library. The list of functions comes from cudarc's own bindings: what it can call is here, and no more.
@@ -41,13 +41,16 @@ RESOLVER = """\
 
 #define LEN(a) (sizeof(a) / sizeof *(a))
 static const char *const names[] = {{{names}}};
-static const unsigned char returns_text[] = {{{returns_text}}};
+static const unsigned char kinds[] = {{{kinds}}}; /* of what stands in: STATUS, TEXT, TEXT_OUT */
 static const char *const paths[] = {{{paths}}};
 
 extern void *{library}_slots[] __attribute__((visibility("hidden")));
 
-static long missing(void) {{ return {missing}; }}
-static const char *missing_text(void) {{ return "{shared_object} was not found"; }}
+static const char text[] = "{shared_object} was not found";
+static long missing_status(void) {{ return {missing}; }}
+static const char *missing_text(void) {{ return text; }}
+static long missing_text_out(long error, const char **out) {{ (void)error; *out = text; return 0; }}
+static void *const missing[] = {{(void *)missing_status, (void *)missing_text, (void *)missing_text_out}};
 
 static void *open_library(void) {{
     for (unsigned i = 0; i < LEN(paths); i++) {{
@@ -66,17 +69,28 @@ __attribute__((visibility("hidden"))) void *{library}_resolve(long i) {{
         __atomic_store_n(&tried, 1, __ATOMIC_RELEASE);
     }}
     void *function = library ? dlsym(library, names[i]) : 0;
-    if (!function) function = returns_text[i] ? (void *)missing_text : (void *)missing;
+    if (!function) function = missing[kinds[i]];
     __atomic_store_n(&{library}_slots[i], function, __ATOMIC_RELEASE);
     return function;
 }}
 """
 
 
+# What stands in for a missing function: most return a status; some return a text, or write one through their
+# second argument, and a status in that place would be followed as a pointer.
+STATUS, TEXT, TEXT_OUT = range(3)
+
+
 def bindings(source):
-    """The functions of a cudarc `sys` module as {name: returns a C string}."""
+    """The functions of a cudarc `sys` module as {name: kind}."""
     found = re.findall(r'extern "C" \{\s*fn (\w+)\s*\([^;]*?\)(?: -> ([^;]+))?;', source)
-    return {name: "c_char" in result for name, result in sorted(found)}
+
+    def kind(name, result):
+        if name in ("cuGetErrorName", "cuGetErrorString"):
+            return TEXT_OUT
+        return TEXT if "c_char" in result else STATUS
+
+    return {name: kind(name, result) for name, result in sorted(found)}
 
 
 def trampolines(library, functions):
@@ -111,7 +125,7 @@ def write_archive(library, functions, shared_object, missing, major, out):
     resolver = RESOLVER.format(
         library=library,
         names=quoted(functions),
-        returns_text=", ".join(str(int(text)) for text in functions.values()),
+        kinds=", ".join(str(kind) for kind in functions.values()),
         paths=quoted(folder.format(major=major) + shared_object for folder in FOLDERS),
         shared_object=shared_object,
         missing=missing,

@@ -19,6 +19,7 @@ use super::target::Target;
 pub struct Connector(HttpsConnector<HttpConnector>);
 
 impl Connector {
+    /// Over TCP or, for https addresses, TLS with the roots that browsers trust.
     pub fn new() -> Self {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);

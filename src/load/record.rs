@@ -126,6 +126,7 @@ impl Default for Record {
 }
 
 impl Record {
+    /// Counts one request.
     pub fn add(&mut self, sample: Sample) {
         self.num_requests += 1;
         self.num_late += u64::from(sample.behind > LATE);

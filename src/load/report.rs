@@ -34,6 +34,7 @@ pub struct Report {
     pub objectives: Vec<Verdict>,
 }
 
+/// What was sent.
 #[derive(Debug, Clone, Serialize)]
 pub struct Workload {
     /// "8..256:log-uniform, seed 1", or the file.
@@ -43,6 +44,7 @@ pub struct Workload {
     pub inputs_per_request: usize,
 }
 
+/// One server's part.
 #[derive(Debug, Clone, Serialize)]
 pub struct TargetReport {
     pub name: String,
@@ -54,6 +56,7 @@ pub struct TargetReport {
     pub steps: Vec<StepReport>,
 }
 
+/// One server under one load.
 #[derive(Debug, Clone, Serialize)]
 pub struct StepReport {
     /// "concurrency 32", "rate 100/s".
@@ -93,6 +96,7 @@ pub struct Figures {
     pub max_in_flight: u64,
 }
 
+/// Of the requests that count, in the unit of the field that holds it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Latency {
     pub min: f64,

@@ -101,7 +101,7 @@ fn open_cuda(ordinal: usize) -> Result<Device, String> {
     if !cfg!(feature = "cuda") {
         return Err("this build has no CUDA support (built without the feature `cuda`)".to_string());
     }
-    Device::new_cuda(ordinal).map_err(|e| e.to_string())
+    Device::new_cuda(ordinal).map_err(super::cause)
 }
 
 #[cfg(test)]

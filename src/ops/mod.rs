@@ -33,7 +33,16 @@ use crate::{Error, Result};
 
 impl From<candle_core::Error> for crate::Error {
     fn from(error: candle_core::Error) -> Self {
-        crate::Error::Internal { cause: error.to_string() }
+        crate::Error::Internal { cause: cause(error) }
+    }
+}
+
+/// What a candle error says, without the backtrace that its text carries where RUST_BACKTRACE is set: the
+/// text goes into log lines, and to the operator who named a device that is not there.
+pub fn cause(error: candle_core::Error) -> String {
+    match error {
+        candle_core::Error::WithBacktrace { inner, .. } => cause(*inner),
+        error => error.to_string(),
     }
 }
 

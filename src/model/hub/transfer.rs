@@ -16,6 +16,7 @@ use super::Progress;
 use crate::model::repository::hex;
 use crate::{Error, Result};
 
+/// A server that does not take a connection for so long is not there.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A server that says nothing for so long has gone away; what came so far is kept.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(30);
@@ -56,6 +57,7 @@ struct Stated {
 }
 
 impl Transfer {
+    /// `token` goes to the hub alone; `retry_pause` lies between two tries.
     pub fn new(token: Option<String>, retry_pause: Duration) -> Self {
         let agent = Agent::config_builder()
             .user_agent(concat!("eremois/", env!("CARGO_PKG_VERSION")))
