@@ -66,7 +66,8 @@ impl InFlight for Pooled {
     /// get here, and a model with others should not be served at all.
     fn finish(self: Box<Self>) -> Result<Rows> {
         let failed = |cause: String| Error::Forward { model: self.name.to_string(), cause };
-        let pooled = self.pooled.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(|e| failed(crate::ops::cause(e)))?;
+        let pooled =
+            self.pooled.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(|e| failed(crate::ops::cause(e)))?;
         let hidden_size = pooled.len() / self.rows.len().max(1);
         let num_values = self.rows.iter().map(|row| row.dimensions).sum();
         let mut rows =
