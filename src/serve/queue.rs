@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use ::metrics::Gauge;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use tokio::sync::Notify;
 
@@ -12,12 +13,24 @@ use super::ticket::{Client, Ticket};
 ///
 /// The bound lives here and not in the channel because its limit changes while the server runs, and because
 /// a request holds its places from before it is tokenised: the encoders' backlog is bounded by the same limit.
-#[derive(Debug, Default)]
 pub struct Room {
     num_taken: AtomicUsize,
+    /// Shows `num_taken`. Moved by differences, so that it ends at the truth in whatever order threads move it.
+    depth: Gauge,
+}
+
+/// A room nobody watches.
+impl Default for Room {
+    fn default() -> Self {
+        Self::new(Gauge::noop())
+    }
 }
 
 impl Room {
+    pub fn new(depth: Gauge) -> Self {
+        Self { num_taken: AtomicUsize::new(0), depth }
+    }
+
     pub fn num_taken(&self) -> usize {
         self.num_taken.load(Ordering::Relaxed)
     }
@@ -26,12 +39,12 @@ impl Room {
     pub fn reserve(self: &Arc<Self>, count: usize, limit: usize) -> Result<Places, usize> {
         let fits = |taken: usize| taken.checked_add(count).filter(|&sum| sum <= limit);
         self.num_taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)?;
+        self.depth.increment(count as f64);
         Ok(Places { room: self.clone(), count })
     }
 }
 
 /// Places taken in a [`Room`]. Dropping gives back what was not given back before.
-#[derive(Debug)]
 pub struct Places {
     room: Arc<Room>,
     count: usize,
@@ -42,7 +55,10 @@ impl Places {
     pub fn give_back(&mut self, count: usize) {
         let count = count.min(self.count);
         self.count -= count;
-        self.room.num_taken.fetch_sub(count, Ordering::Relaxed);
+        if count > 0 {
+            self.room.num_taken.fetch_sub(count, Ordering::Relaxed);
+            self.room.depth.decrement(count as f64);
+        }
     }
 }
 
@@ -151,7 +167,7 @@ mod tests {
     fn places_are_taken_whole_or_not_at_all() {
         let room = Arc::new(Room::default());
         let mut first = room.reserve(3, 4).unwrap();
-        assert_eq!(room.reserve(2, 4).unwrap_err(), 3);
+        assert_eq!(room.reserve(2, 4).err(), Some(3));
         let second = room.reserve(1, 4).unwrap();
         assert_eq!(room.num_taken(), 4);
         first.give_back(2);
@@ -161,6 +177,20 @@ mod tests {
         drop((first, second));
         assert_eq!(room.num_taken(), 0);
         assert!(room.reserve(usize::MAX, 4).is_err(), "no overflow");
+    }
+
+    #[test]
+    fn the_depth_shown_is_the_number_taken() {
+        let shown = Arc::new(std::sync::atomic::AtomicU64::new(0)); // the bits of an f64
+        let depth = || f64::from_bits(shown.load(Ordering::Relaxed));
+        let room = Arc::new(Room::new(Gauge::from_arc(shown.clone())));
+        let mut places = room.reserve(3, 4).unwrap();
+        assert!(room.reserve(2, 4).is_err());
+        assert_eq!(depth(), 3.0);
+        places.give_back(1);
+        assert_eq!(depth(), 2.0);
+        drop(places);
+        assert_eq!(depth(), 0.0);
     }
 
     #[tokio::test]

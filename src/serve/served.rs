@@ -94,14 +94,15 @@ impl Served {
         encoders: Arc<EncoderPool>,
     ) -> Result<Self> {
         limits.check(model.info.max_seq_len)?;
+        let metrics = ModelMetrics::new(&model.info.name);
         let shared = Arc::new(Shared {
-            metrics: ModelMetrics::new(&model.info.name),
+            room: Arc::new(Room::new(metrics.queue_depth.clone())),
+            metrics,
             info: model.info,
             limits: ArcSwap::from_pointee(limits),
             vitals: Vitals::new(settings.device_timeout),
             settings,
             gate,
-            room: Arc::default(),
             text_room: Arc::default(),
             cost: CostModel::default(),
             is_warm: AtomicBool::new(false),
@@ -212,7 +213,6 @@ impl Served {
             }
         })?;
         let places = self.reserve(&shared.room, "input", num_inputs)?;
-        shared.metrics.queue_depth.set(shared.room.num_taken() as f64);
         Ok((accepted, places))
     }
 

@@ -105,7 +105,6 @@ impl Worker {
         let taken = self.backlog.take(&limits, &shared.cost, start);
         shared.metrics.expired_deadline.increment(taken.num_expired as u64);
         shared.metrics.expired_closed.increment(taken.num_closed as u64);
-        shared.metrics.queue_depth.set(shared.room.num_taken() as f64);
         if taken.tickets.is_empty() {
             return;
         }
