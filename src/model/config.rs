@@ -201,6 +201,8 @@ impl RawConfig {
         let position_offset = match architecture {
             Architecture::Bert | Architecture::DistilBert => 0,
             // Position ids count from padding_idx + 1, the rows up to it are kept for padding.
+            // A known difference: a padding token written into a text has an ordinary position here, where
+            // transformers gives it padding_idx.
             Architecture::Roberta | Architecture::XlmRoberta => self.pad_token_id.unwrap_or(1) + 1,
             // transformers fixes MPNet's padding_idx at 1 whatever the config says.
             Architecture::MpNet => 2,
