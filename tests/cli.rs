@@ -119,11 +119,12 @@ fn a_broken_model_fails_the_start_by_name() {
     let dir = empty();
     let model = dir.path().join("broken");
     std::fs::create_dir(&model).unwrap();
-    std::fs::write(model.join("config.json"), "{\"model_type\": \"bert\"").unwrap();
+    std::fs::write(model.join("config.json"), "{\"model_type\": \"bert\"}").unwrap();
+    std::fs::write(model.join("model.safetensors"), "no tensors").unwrap();
     let arguments = ["--set", "ai.models=broken", "--set", "ai.models_dir=.", "--set", "api.listen=127.0.0.1:0"];
     let ended = eremois(dir.path(), &[&arguments[..], &["--set", "log.filter=off"]].concat(), &[]);
     assert_eq!((ended.code, ended.stdout.as_str()), (1, ""));
-    assert!(ended.stderr.contains("config.json") && ended.stderr.lines().count() == 1, "{}", ended.stderr);
+    assert!(ended.stderr.contains("broken/model.safetensors") && ended.stderr.lines().count() == 1, "{}", ended.stderr);
 }
 
 #[test]

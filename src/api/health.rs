@@ -109,5 +109,10 @@ pub async fn ping(state: State<ApiState>) -> Result<StatusCode, Fault> {
 /// All metrics, in Prometheus' text format.
 #[utoipa::path(get, path = "/metrics", tag = "operations", responses((status = 200, description = "Prometheus' text format", body = String, content_type = "text/plain")))]
 pub async fn metrics(State(state): State<ApiState>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], (state.metrics)()).into_response()
+    // Folding the samples and reading the kernel's files takes longer than an async thread may be held.
+    let text = tokio::task::spawn_blocking(move || (state.metrics)()).await;
+    match text {
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
+        Err(e) => Fault::from(Error::Internal { cause: format!("metrics: {e}") }).into_response(),
+    }
 }

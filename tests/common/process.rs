@@ -43,22 +43,29 @@ impl Lines {
 
     /// The first line that holds all of `parts`, waited for.
     pub fn wait_for(&self, parts: &[&str]) -> String {
-        wait_for(&format!("a line with {parts:?} in {:#?}", self.all()), || {
-            self.0.lock().iter().find(|line| parts.iter().all(|part| line.contains(part))).cloned()
+        let found = attempt(|| self.0.lock().iter().find(|line| parts.iter().all(|part| line.contains(part))).cloned());
+        found.unwrap_or_else(|| {
+            let lines = self.all();
+            let last = &lines[lines.len().saturating_sub(30)..];
+            panic!("waited in vain for a line with {parts:?}; the last lines: {last:#?}")
         })
     }
 }
 
 /// Tries until there is something; panics after [`LONG`].
-pub fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+pub fn wait_for<T>(what: &str, try_once: impl FnMut() -> Option<T>) -> T {
+    attempt(try_once).unwrap_or_else(|| panic!("waited in vain for {what}"))
+}
+
+fn attempt<T>(mut try_once: impl FnMut() -> Option<T>) -> Option<T> {
     let start = Instant::now();
-    loop {
-        if let Some(found) = attempt() {
-            return found;
+    while start.elapsed() < LONG {
+        match try_once() {
+            None => std::thread::sleep(Duration::from_millis(5)),
+            found => return found,
         }
-        assert!(start.elapsed() < LONG, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(5));
     }
+    None
 }
 
 /// The repository of this package.
