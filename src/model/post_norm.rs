@@ -15,6 +15,7 @@ use crate::ops::attention::{Attention, Mask};
 use crate::ops::embedding::Embedding;
 use crate::ops::linear::{Activation, Linear};
 use crate::ops::norm::AddLayerNorm;
+use crate::ops::residual::ResidualBlock;
 
 /// An encoder on one device, from token ids to hidden states.
 pub struct PostNormEncoder {
@@ -25,11 +26,8 @@ pub struct PostNormEncoder {
 struct Layer {
     qkv: Linear,
     attention: Attention,
-    attention_output: Linear,
-    attention_norm: AddLayerNorm,
-    up: Linear,
-    down: Linear,
-    output_norm: AddLayerNorm,
+    attention_output: ResidualBlock,
+    feed_forward: ResidualBlock,
 }
 
 impl PostNormEncoder {
@@ -89,21 +87,21 @@ impl Layer {
         let layer = names.layer.replace("{}", &i.to_string());
         let name = |part: &str| format!("{layer}{part}");
         let scale = 1.0 / (config.head_dim() as f64).sqrt();
+        let attention_output = reader.linear(&name(names.attention_output), hidden, hidden, Activation::None)?;
+        let up = reader.linear(&name(names.up), intermediate, hidden, config.activation)?;
+        let down = reader.linear(&name(names.down), hidden, intermediate, Activation::None)?;
         Ok(Self {
             qkv: reader.qkv(names, &layer)?,
             attention: Attention::new(config.num_heads, config.head_dim(), scale, distance_bias.cloned(), Mask::Full)?,
-            attention_output: reader.linear(&name(names.attention_output), hidden, hidden, Activation::None)?,
-            attention_norm: reader.norm(&name(names.attention_norm))?,
-            up: reader.linear(&name(names.up), intermediate, hidden, config.activation)?,
-            down: reader.linear(&name(names.down), hidden, intermediate, Activation::None)?,
-            output_norm: reader.norm(&name(names.output_norm))?,
+            attention_output: ResidualBlock::new(vec![attention_output], reader.norm(&name(names.attention_norm))?)?,
+            feed_forward: ResidualBlock::new(vec![up, down], reader.norm(&name(names.output_norm))?)?,
         })
     }
 
     fn forward(&self, hidden: &Tensor, cu_seqlens: &CuSeqlens) -> Result<Tensor> {
         let context = self.attention.forward(&self.qkv.forward(hidden)?, cu_seqlens)?;
-        let hidden = self.attention_norm.forward(&self.attention_output.forward(&context)?, Some(hidden))?;
-        self.output_norm.forward(&self.down.forward(&self.up.forward(&hidden)?)?, Some(&hidden))
+        let hidden = self.attention_output.forward(&context, hidden)?;
+        self.feed_forward.forward(&hidden, &hidden)
     }
 }
 

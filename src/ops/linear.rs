@@ -91,6 +91,28 @@ impl Linear {
     }
 }
 
+impl Linear {
+    /// The forward of some rows on the calling thread. For the CPU forwards of ops that hold a linear.
+    ///
+    /// Shapes: `x` [rows, in]; `out` [rows, out].
+    /// Panics: if the weights are on another device, which the op's dispatch rules out.
+    pub(super) fn rows_on_cpu(&self, x: &[f32], out: &mut [f32]) {
+        let Weights::Cpu(weight) = &self.weights else { panic!("a CPU input met weights of another device") };
+        let panels = 0..weight.num_panels();
+        simd::run(Block { x, weight, panels, activation: self.activation, out, ld: self.out_features });
+    }
+}
+
+/// Whether a product of `m` rows gives every thread enough blocks of whole rows.
+pub(super) fn by_rows(m: usize, num_threads: usize) -> bool {
+    Plan::new(m, usize::MAX, num_threads).panels_per_group == usize::MAX
+}
+
+/// Rows of a block; see [`Plan::new`].
+pub(super) fn block_rows(m: usize) -> usize {
+    Plan::new(m, 1, 1).block_rows
+}
+
 struct CpuLinear<'a> {
     weight: &'a PackedWeight,
     activation: Activation,

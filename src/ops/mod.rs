@@ -22,6 +22,7 @@ pub mod linear;
 pub mod norm;
 pub mod pool;
 pub mod reference;
+pub mod residual;
 mod simd;
 
 use std::ops::Range;

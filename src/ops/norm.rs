@@ -29,6 +29,11 @@ impl AddLayerNorm {
         Ok(Self { weight, bias, host, eps, hidden_size })
     }
 
+    /// Columns of the input.
+    pub fn hidden_size(&self) -> usize {
+        self.hidden_size
+    }
+
     /// Shapes: `x`, `residual` [m, hidden_size]. Returns [m, hidden_size].
     ///
     /// Errors: [`crate::Error::Shape`] for other shapes.
