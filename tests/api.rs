@@ -543,6 +543,9 @@ async fn requests_are_counted_by_route_model_and_outcome() {
     ok(&server.post("/v1/embeddings", json!({"input": "w1"})).await);
     refused(&server.post("/v1/embeddings", json!({"input": []})).await, 400, "empty");
     refused(&server.get("/some/path/of/a/scanner").await, 404, "no route");
+    server.starting.store(true, Ordering::Relaxed);
+    assert_eq!(server.get("/health/ready").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    server.starting.store(false, Ordering::Relaxed);
     *server.controls.per_batch.lock() = Duration::from_millis(100);
     let left = tokio::time::timeout(Duration::from_millis(20), server.post("/embed", json!({"inputs": "w2"})));
     assert!(left.await.is_err());
@@ -555,6 +558,7 @@ async fn requests_are_counted_by_route_model_and_outcome() {
         r#"eremois_http_requests_total{route="/embed",model="none",outcome="cancelled"} 1"#,
         r#"eremois_http_request_duration_seconds_count{route="/v1/embeddings",method="POST",status="2xx"} 2"#,
         r#"eremois_http_request_duration_seconds_count{route="/v1/embeddings",method="POST",status="4xx"} 1"#,
+        r#"eremois_http_requests_total{route="/health/ready",model="none",outcome="not_ready"} 1"#,
         "eremois_http_requests_in_flight 0",
     ] {
         assert!(text.contains(line), "no `{line}` in\n{text}");

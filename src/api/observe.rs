@@ -29,7 +29,7 @@ pub fn describe_metrics() {
     ::metrics::describe_counter!(
         "eremois_http_requests_total",
         Unit::Count,
-        "Requests answered, by route, model and outcome (ok, an error's kind, or cancelled by the client)"
+        "Requests answered, by route, model and outcome (ok, an error's kind, not_ready of a probe, or cancelled by the client)"
     );
     ::metrics::describe_histogram!(
         "eremois_http_request_duration_seconds",
@@ -109,6 +109,8 @@ impl Record {
         let served = response.extensions().get::<Served>();
         let outcome = match response.extensions().get::<Fault>() {
             Some(fault) => fault.class().kind.as_str(),
+            // Only a probe answers so in words of its own.
+            None if status >= 500 => "not_ready",
             None => "ok",
         };
         let class = match status / 100 {
@@ -131,13 +133,19 @@ impl Record {
                 elapsed_us,
                 "answered"
             ),
-            // Probes and scrapes come every few seconds for ever: not worth a line at the usual level.
-            None if self.method == "GET" && class == "2xx" => tracing::debug!(status, outcome, elapsed_us, "answered"),
+            // Probes and scrapes come every few seconds for ever: not worth a line at the usual level. What they
+            // see change is logged where it changes.
+            None if self.is_probe() => tracing::debug!(status, outcome, elapsed_us, "answered"),
             None => {
                 let reason = response.extensions().get::<Fault>().map(Fault::message);
                 tracing::info!(status, outcome, reason, elapsed_us, "answered");
             }
         }
+    }
+
+    fn is_probe(&self) -> bool {
+        self.method == "GET"
+            && matches!(&*self.route, "/metrics" | "/ping" | "/health" | "/health/live" | "/health/ready")
     }
 
     fn count(&self, served: Option<&Served>, outcome: &'static str, class: &'static str) -> std::time::Duration {

@@ -99,11 +99,11 @@ async function waitUntilReady(url, server, seconds) {
 async function judgeBinary(binary) {
   const port = await freePort();
   const data = fs.mkdtempSync(path.join(os.tmpdir(), "eremois-judge-"));
-  const env = { ...process.env, EREMOIS_API__LISTEN: `127.0.0.1:${port}`, EREMOIS_DATABASE__PATH: data };
+  const env = { EREMOIS_LOG__FILTER: "warn", ...process.env, EREMOIS_API__LISTEN: `127.0.0.1:${port}`, EREMOIS_DATABASE__PATH: data };
   const server = spawn(binary, ["serve"], { env, stdio: "inherit" });
   const ended = new Promise((resolve) => server.once("exit", resolve));
   try {
-    await waitUntilReady(`http://127.0.0.1:${port}`, server, 60);
+    await waitUntilReady(`http://127.0.0.1:${port}`, server, 120);
     return await judge(`http://127.0.0.1:${port}`);
   } finally {
     server.kill("SIGTERM");

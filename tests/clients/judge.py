@@ -251,9 +251,10 @@ def judge_binary(binary, port):
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as data:
         environment = dict(os.environ, EREMOIS_API__LISTEN=f"127.0.0.1:{port}", EREMOIS_DATABASE__PATH=data)
+        environment.setdefault("EREMOIS_LOG__FILTER", "warn")
         process = subprocess.Popen([binary, "serve"], env=environment)
         try:
-            wait_until_ready(url, process, 60)
+            wait_until_ready(url, process, 120)
             failed = judge(url)
             process.send_signal(signal.SIGTERM)
             code = process.wait(30)
