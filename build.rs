@@ -1,4 +1,7 @@
-//! Tells the crate which commit it is built from: `EREMOIS_COMMIT`.
+//! Tells the crate which commit it is built from: `BUILD_COMMIT`.
+//!
+//! `cargo run` hands the variable on to the program, which refuses `EREMOIS_` variables it does not know: it has
+//! another beginning.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +11,7 @@ fn main() {
     // In a debug build the commit would cost a rebuild of everything at each commit and tell its only reader nothing.
     let release = std::env::var("PROFILE").is_ok_and(|profile| profile == "release");
     let commit = if release { commit().unwrap_or_else(|| "unknown".to_string()) } else { "debug".to_string() };
-    println!("cargo:rustc-env=EREMOIS_COMMIT={commit}");
+    println!("cargo:rustc-env=BUILD_COMMIT={commit}");
 }
 
 /// `None` outside git, or without git: a source archive builds as well.

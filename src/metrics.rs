@@ -22,7 +22,7 @@ pub struct Build {
 /// This build.
 pub const BUILD: Build = Build {
     version: env!("CARGO_PKG_VERSION"),
-    commit: env!("EREMOIS_COMMIT"),
+    commit: env!("BUILD_COMMIT"),
     features: if cfg!(feature = "cuda") { "cuda" } else { "none" },
 };
 
