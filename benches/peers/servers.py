@@ -55,12 +55,21 @@ def get(url, timeout=2):
 # ---- what they need ---------------------------------------------------------------------------------------------
 
 
-def build(profile):
+def add_build_options(parser):
+    parser.add_argument("--profile", default="release", help="cargo profile of this server: release or quick")
+    parser.add_argument("--binary", help="take this binary instead of building one")
+
+
+def build(args):
     """The server and the load generator, one binary."""
+    if args.binary:
+        args.profile = f"binary {args.binary}"
+        return Path(args.binary).resolve()
+    profile = args.profile
     say(f"building, profile {profile}")
     run("cargo", "build", "--quiet", "--profile", profile, cwd=ROOT)
     target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-    return (target if target.is_absolute() else ROOT / target) / profile / "eremois"
+    return (target if target.is_absolute() else ROOT / target) / ("debug" if profile == "dev" else profile) / "eremois"
 
 
 def peer_python():
@@ -127,6 +136,7 @@ class Server:
             raise
         self.start_to_ready_s = time.monotonic() - started
 
+    # Long enough for a first `torch.compile`, which takes most of it on two cores.
     def _wait(self, url, limit_s):
         end = time.monotonic() + limit_s
         while time.monotonic() < end:
