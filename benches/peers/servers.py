@@ -33,6 +33,10 @@ PEERS = {
 }
 
 
+# So that an ended script ends its servers: without this SIGTERM skips every `with`.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
+
+
 def say(text):
     print(f"== {text}", file=sys.stderr, flush=True)
 
