@@ -517,3 +517,23 @@ fn a_folder_is_imported_once_and_a_broken_one_not_at_all() {
     let error = import(&models, &gguf, Some("hand")).unwrap_err().to_string();
     assert!(error.contains("is there and has no manifest.toml"), "{error}");
 }
+
+#[test]
+fn the_command_pulls_from_where_the_environment_says() {
+    let (test, dir) = (TestHub::start(), tempfile::tempdir().unwrap());
+    *test.world.gated.lock().unwrap() = Some("org/small".to_string());
+    let run = |token: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_eremois"));
+        command.env_clear().current_dir(dir.path()).env("HF_ENDPOINT", &test.endpoint).env("HF_TOKEN", token);
+        let output = command.args(["models", "pull", "org/small", "--name", "mine"]).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, _, errors) = run("hf_a_wrong_one");
+    assert!(code == Some(1) && errors.contains("org/small is gated"), "{errors}");
+    let (code, words, errors) = run("hf_the_right_one");
+    assert_eq!(code, Some(0), "{errors}");
+    assert!(words.contains("mine is version 1 in models/mine/1"), "{words}");
+    assert!(errors.contains("model.safetensors: "), "without a terminal each file is a line: {errors}");
+    assert!(manifest(&dir.path().join("models"), "mine").versions.contains_key(&1));
+}
