@@ -30,6 +30,11 @@ pub enum Error {
     // ---- the server's state ---------------------------------------------------------------------
     #[error("the queue of model `{model}` is full ({limit} entries); retry in {retry_after:?}")]
     QueueFull { model: String, limit: usize, retry_after: Duration },
+    /// What waits would not leave time for this request before its deadline. `expected` is from now to an answer.
+    #[error(
+        "model `{model}` would answer in about {expected:.1?}, the deadline is {timeout:?}; retry in {retry_after:?}"
+    )]
+    Overloaded { model: String, expected: Duration, timeout: Duration, retry_after: Duration },
     #[error("model `{model}` is loading")]
     Loading { model: String },
     #[error("the server is draining: it finishes what it accepted and takes no more")]

@@ -534,7 +534,12 @@ async fn every_ticket_is_answered_once_under_stress() {
                             assert_eq!(firsts, inputs.iter().map(|&id| id as f32).collect::<Vec<_>>());
                             num_answered += 1;
                         }
-                        Err(Error::QueueFull { .. } | Error::Deadline { .. } | Error::Forward { .. }) => {}
+                        Err(
+                            Error::QueueFull { .. }
+                            | Error::Overloaded { .. }
+                            | Error::Deadline { .. }
+                            | Error::Forward { .. },
+                        ) => {}
                         Err(error) => panic!("{error:?}"),
                     }
                 }
@@ -548,6 +553,33 @@ async fn every_ticket_is_answered_once_under_stress() {
     }
     assert!(num_answered > 8 * NUM_REQUESTS / 4, "{num_answered}");
     assert_eq!(engine.drain(LONG).await, 0, "every entry has left");
+}
+
+/// What waits takes longer than the deadline leaves: told at once, not at the deadline.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_would_only_wait_for_its_deadline_is_refused_at_once() {
+    let (engine, controls) = engine(BatchLimits { max_queue_size: 1000, ..limits() }).await;
+    *controls.per_batch.lock() = Duration::from_millis(100);
+    for id in 0..20 {
+        engine.embed(ids(&[id])).await.unwrap(); // the cost of a batch is learned
+    }
+    let waiting: Vec<_> = (0..80)
+        .map(|id| {
+            let engine = engine.clone();
+            tokio::spawn(async move { engine.embed(ids(&[id])).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let start = Instant::now();
+    let short = Request { deadline: start + Duration::from_millis(300), ..ids(&[7]) };
+    let error = engine.embed(short).await.unwrap_err();
+    let Error::Overloaded { expected, timeout, retry_after, .. } = error else { panic!("{error:?}") };
+    assert!(start.elapsed() < Duration::from_millis(200), "told after {:?}", start.elapsed());
+    assert!(expected > timeout && retry_after > timeout, "{expected:?}, {timeout:?}, {retry_after:?}");
+    engine.embed(ids(&[8])).await.expect("there is time for this one");
+    for task in waiting {
+        task.await.unwrap().unwrap();
+    }
 }
 
 /// Ten times more than the device can do, and a queue far longer than the deadline allows: the device must
@@ -572,7 +604,7 @@ async fn overload_wastes_no_device_time() {
     for task in tasks {
         match tokio::time::timeout(LONG, task).await.expect("no answer").unwrap() {
             Ok(_) => num_ok += 1,
-            Err(Error::QueueFull { .. } | Error::Deadline { .. }) => {}
+            Err(Error::QueueFull { .. } | Error::Overloaded { .. } | Error::Deadline { .. }) => {}
             Err(error) => panic!("{error:?}"),
         }
     }

@@ -173,6 +173,7 @@ fn answers(envelope: Envelope, path: &str, method: &str, kind: Kind) -> bool {
         | Kind::UnsupportedMediaType
         | Kind::RequestTimeout
         | Kind::QueueFull
+        | Kind::Overloaded
         | Kind::Deadline
         | Kind::Failed => method == "post",
     }

@@ -193,7 +193,7 @@ pub async fn model(
 pub fn error_body(fault: &Fault) -> serde_json::Value {
     let class = fault.class();
     let kind = match class.kind {
-        Kind::QueueFull => "rate_limit_error",
+        Kind::QueueFull | Kind::Overloaded => "rate_limit_error",
         _ if class.status.is_server_error() => "server_error",
         _ => "invalid_request_error",
     };

@@ -61,6 +61,7 @@ pub enum Kind {
     UnsupportedMediaType,
     RequestTimeout,
     QueueFull,
+    Overloaded,
     Loading,
     Draining,
     Unhealthy,
@@ -83,6 +84,7 @@ impl Kind {
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::RequestTimeout => "request_timeout",
             Self::QueueFull => "queue_full",
+            Self::Overloaded => "overloaded",
             Self::Loading => "loading",
             Self::Draining => "draining",
             Self::Unhealthy => "unhealthy",
@@ -117,6 +119,7 @@ impl Fault {
                 Error::TooLarge { .. } => both(Kind::TooLarge, S::PAYLOAD_TOO_LARGE),
                 Error::Invalid { .. } => both(Kind::Invalid, S::UNPROCESSABLE_ENTITY),
                 Error::QueueFull { .. } => both(Kind::QueueFull, S::TOO_MANY_REQUESTS),
+                Error::Overloaded { .. } => both(Kind::Overloaded, S::TOO_MANY_REQUESTS),
                 Error::Loading { .. } => both(Kind::Loading, S::SERVICE_UNAVAILABLE),
                 Error::Draining => both(Kind::Draining, S::SERVICE_UNAVAILABLE),
                 Error::Unhealthy { .. } => both(Kind::Unhealthy, S::SERVICE_UNAVAILABLE),
@@ -186,7 +189,9 @@ impl Fault {
     /// Whole seconds after which another try may do better: at least 1, because 0 invites a tight loop.
     pub fn retry_after(&self) -> Option<u64> {
         match self {
-            Self::Error(Error::QueueFull { retry_after, .. }) => Some((retry_after.as_secs_f64().ceil() as u64).max(1)),
+            Self::Error(Error::QueueFull { retry_after, .. } | Error::Overloaded { retry_after, .. }) => {
+                Some((retry_after.as_secs_f64().ceil() as u64).max(1))
+            }
             Self::Error(Error::Loading { .. } | Error::Draining | Error::Unhealthy { .. }) => Some(1),
             _ => None,
         }
@@ -213,6 +218,13 @@ impl Fault {
             Error::TooLarge { field: "input[0]".into(), got: 700, limit: 256, unit: "tokens" }.into(),
             Error::Invalid { field: "dimensions".into(), reason: "expected 1 to 384, got 1024".into() }.into(),
             Error::QueueFull { model: model(), limit: 4096, retry_after: Duration::from_secs(2) }.into(),
+            Error::Overloaded {
+                model: model(),
+                expected: Duration::from_secs(31),
+                timeout: Duration::from_secs(30),
+                retry_after: Duration::from_secs(31),
+            }
+            .into(),
             Error::Loading { model: model() }.into(),
             Error::Draining.into(),
             Error::Unhealthy { model: model(), reason: "the heartbeat failed".into() }.into(),

@@ -353,7 +353,7 @@ pub fn error_body(fault: &Fault) -> serde_json::Value {
     let error_type = match fault.class().kind {
         Kind::Empty => "Empty",
         Kind::Malformed | Kind::TooLarge | Kind::Invalid | Kind::UnsupportedMediaType => "Validation",
-        Kind::QueueFull => "Overloaded",
+        Kind::QueueFull | Kind::Overloaded => "Overloaded",
         Kind::Loading | Kind::Draining | Kind::Unhealthy => "Unhealthy",
         Kind::Failed => "Backend",
         Kind::ModelNotFound | Kind::RouteNotFound => "NotFound",

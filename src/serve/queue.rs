@@ -15,6 +15,8 @@ use super::ticket::{Client, Ticket};
 /// a request holds its places from before it is tokenised: the encoders' backlog is bounded by the same limit.
 pub struct Room {
     num_taken: AtomicUsize,
+    /// Requests that hold places.
+    num_requests: AtomicUsize,
     /// Shows `num_taken`. Moved by differences, so that it ends at the truth in whatever order threads move it.
     depth: Gauge,
 }
@@ -28,17 +30,23 @@ impl Default for Room {
 
 impl Room {
     pub fn new(depth: Gauge) -> Self {
-        Self { num_taken: AtomicUsize::new(0), depth }
+        Self { num_taken: AtomicUsize::new(0), num_requests: AtomicUsize::new(0), depth }
     }
 
     pub fn num_taken(&self) -> usize {
         self.num_taken.load(Ordering::Relaxed)
     }
 
+    /// Requests that hold places now.
+    pub fn num_requests(&self) -> usize {
+        self.num_requests.load(Ordering::Relaxed)
+    }
+
     /// Takes `count` places if the limit leaves them free; else the number taken now.
     pub fn reserve(self: &Arc<Self>, count: usize, limit: usize) -> Result<Places, usize> {
         let fits = |taken: usize| taken.checked_add(count).filter(|&sum| sum <= limit);
         self.num_taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)?;
+        self.num_requests.fetch_add(1, Ordering::Relaxed);
         self.depth.increment(count as f64);
         Ok(Places { room: self.clone(), count })
     }
@@ -65,6 +73,7 @@ impl Places {
 impl Drop for Places {
     fn drop(&mut self) {
         self.give_back(self.count);
+        self.room.num_requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -173,9 +182,9 @@ mod tests {
         first.give_back(2);
         assert_eq!(room.num_taken(), 2);
         first.give_back(9); // never more than it holds
-        assert_eq!(room.num_taken(), 1);
+        assert_eq!((room.num_taken(), room.num_requests()), (1, 2));
         drop((first, second));
-        assert_eq!(room.num_taken(), 0);
+        assert_eq!((room.num_taken(), room.num_requests()), (0, 0));
         assert!(room.reserve(usize::MAX, 4).is_err(), "no overflow");
     }
 

@@ -28,6 +28,10 @@ use crate::{Error, Result};
 /// microseconds, less than waking an encoder thread.
 const INLINE_IDS: usize = 16 << 10;
 
+/// The part of a request's time that may be expected to pass before its answer. What is left is for the batches
+/// under way, and for the estimate's error: it is of texts of the usual length.
+const LATEST: f64 = 0.8;
+
 /// What a model's handlers, encoders and worker all see.
 pub struct Shared {
     pub info: Arc<ModelInfo>,
@@ -135,7 +139,7 @@ impl Served {
         let Request { model: _, inputs, params, deadline } = request;
         let form = Form::of(&self.shared.info, &params)?;
         let num_inputs = inputs.len();
-        let (accepted, places) = self.admit(num_inputs, start)?;
+        let (accepted, places) = self.admit(num_inputs, start, deadline)?;
         let (client, answer) = Client::new(num_inputs, start, deadline, accepted);
         if is_small_ids(&inputs) {
             let encodings: Result<Vec<Encoding>> =
@@ -198,7 +202,7 @@ impl Served {
     }
 
     /// Lets a request in, whole, or says why not.
-    fn admit(&self, num_inputs: usize, now: Instant) -> Result<(Accepted, Places)> {
+    fn admit(&self, num_inputs: usize, now: Instant, deadline: Instant) -> Result<(Accepted, Places)> {
         let shared = &self.shared;
         if num_inputs == 0 {
             return Err(Error::Empty { field: "input".to_string() });
@@ -212,8 +216,29 @@ impl Served {
                 _ => Error::Loading { model },
             }
         })?;
+        self.expect_in_time(num_inputs, now, deadline)?;
         let places = self.reserve(&shared.room, "input", num_inputs)?;
         Ok((accepted, places))
+    }
+
+    /// Refuses what would only wait for its deadline: a 429 now lets the client go elsewhere, a 504 then has
+    /// kept it waiting and the queue full for nothing.
+    ///
+    /// Requests take turns, so that before this one's n-th entry goes at most n of every other's.
+    /// Errors: `Overloaded`. Never while nothing waits: then the device decides.
+    fn expect_in_time(&self, num_inputs: usize, now: Instant, deadline: Instant) -> Result<()> {
+        let shared = &self.shared;
+        let num_taken = shared.room.num_taken();
+        let num_ahead = num_taken.min(shared.room.num_requests().saturating_mul(num_inputs));
+        let timeout = deadline.saturating_duration_since(now);
+        let limits = shared.limits.load();
+        let expected = shared.cost.backlog(num_ahead.saturating_add(num_inputs), &limits);
+        if num_ahead == 0 || expected <= timeout.mul_f64(LATEST) {
+            return Ok(());
+        }
+        shared.metrics.refused_late.increment(num_inputs as u64);
+        let retry_after = shared.cost.backlog(num_taken, &limits);
+        Err(Error::Overloaded { model: shared.info.name.to_string(), expected, timeout, retry_after })
     }
 
     /// Through the gate.
@@ -330,9 +355,13 @@ fn len_bytes(input: &Input) -> usize {
 fn outcome_of(result: &Result<Output>) -> Outcome {
     match result {
         Ok(_) => Outcome::Ok,
-        Err(Error::QueueFull { .. } | Error::Loading { .. } | Error::Draining | Error::Unhealthy { .. }) => {
-            Outcome::Refused
-        }
+        Err(
+            Error::QueueFull { .. }
+            | Error::Overloaded { .. }
+            | Error::Loading { .. }
+            | Error::Draining
+            | Error::Unhealthy { .. },
+        ) => Outcome::Refused,
         Err(Error::Deadline { .. }) => Outcome::Expired,
         Err(Error::Forward { .. } | Error::Internal { .. }) => Outcome::Failed,
         Err(_) => Outcome::Invalid,
