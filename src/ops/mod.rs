@@ -15,6 +15,8 @@
 //! The same composition is what the CPU forward is tested against.
 
 pub mod attention;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod device;
 pub mod embedding;
 mod gemm;
