@@ -26,6 +26,7 @@ pub mod pool;
 pub mod reference;
 pub mod residual;
 mod simd;
+pub mod weights;
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -9,9 +9,20 @@
 //! capacity and read the true counts from the first words of the batch ([`Header`]), so that one captured graph serves
 //! every batch of its bucket.
 
+mod algorithms;
+mod arena;
+pub mod attention;
+pub mod encoder;
+pub mod engine;
+mod gemm;
+mod graph;
+pub mod kernels;
+pub mod layout;
+mod staging;
+
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
+use cudarc::driver::{CudaContext, CudaStream, DriverError};
 
 use crate::{Error, Result};
 
@@ -134,7 +145,7 @@ impl Gpu {
 }
 
 impl From<DriverError> for Error {
-    fn from(error: result::DriverError) -> Self {
+    fn from(error: DriverError) -> Self {
         Error::Internal { cause: format!("CUDA: {error}") }
     }
 }

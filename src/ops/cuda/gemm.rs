@@ -1,0 +1,440 @@
+//! Products `y = epilogue(x weightᵀ + bias)` by cuBLASLt, with descriptors and algorithms that are found once.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use cudarc::cublaslt::{result, sys};
+use cudarc::driver::{CudaStream, sys::CUevent_flags};
+
+use super::algorithms::{Algorithms, Words};
+use super::arena::Arena;
+use super::{Gpu, HalfType, Span, check_span};
+use crate::{Error, Result};
+
+/// Bytes cuBLASLt may use beside the operands: what NVIDIA advises for Hopper.
+pub const WORKSPACE_BYTES: usize = 32 << 20;
+/// Algorithms that are timed for a product.
+const NUM_CANDIDATES: usize = 8;
+/// Runs of a candidate between two events, after one that is not timed.
+const NUM_RUNS: usize = 5;
+
+/// What follows a product in the same kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Epilogue {
+    None,
+    Bias,
+    BiasRelu,
+    /// The tanh form; cuBLASLt has no exact GELU.
+    BiasGeluTanh,
+}
+
+impl Epilogue {
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Bias => "bias",
+            Self::BiasRelu => "bias-relu",
+            Self::BiasGeluTanh => "bias-gelu-tanh",
+        }
+    }
+
+    fn sys(self) -> sys::cublasLtEpilogue_t {
+        match self {
+            Self::None => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT,
+            Self::Bias => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS,
+            Self::BiasRelu => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_RELU_BIAS,
+            Self::BiasGeluTanh => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU_BIAS,
+        }
+    }
+}
+
+/// The sizes of a product: what a plan and an algorithm belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct GemmShape {
+    /// Rows of x and y: a bucket's capacity in tokens.
+    pub rows: usize,
+    /// Columns of y: the layer's out_features.
+    pub columns: usize,
+    /// Columns of x: the layer's in_features.
+    pub depth: usize,
+    pub epilogue: Epilogue,
+}
+
+impl fmt::Display for GemmShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}x{}x{}", self.epilogue.name(), self.rows, self.columns, self.depth)
+    }
+}
+
+/// The operands of a product, row-major, all in the engine's 2-byte type.
+#[derive(Debug, Clone, Copy)]
+pub struct GemmOperands {
+    /// [rows, depth]
+    pub x: Span,
+    /// [columns, depth]
+    pub weight: Span,
+    /// [columns]; null where the epilogue takes none.
+    pub bias: Span,
+    /// [rows, columns]; neither x nor weight.
+    pub y: Span,
+}
+
+/// The products of one stream.
+pub struct Gemm {
+    // Dropped in this order: plans before the handle they were made with.
+    plans: HashMap<GemmShape, Plan>,
+    handle: Handle,
+    stream: Arc<CudaStream>,
+    dtype: HalfType,
+    workspace: Span,
+    _workspace: Arena,
+    algorithms: Algorithms,
+}
+
+// SAFETY: cuBLASLt's handle and descriptors are tied to no thread, only to the context, which every call here binds;
+// and all use of them goes through `&mut Gemm`, so by one thread at a time.
+unsafe impl Send for Gemm {}
+
+impl Gemm {
+    /// Allocates the workspace and reads the algorithms kept in `dir`.
+    ///
+    /// Errors: [`Error::Internal`] where cuBLASLt or the memory is missing.
+    pub fn new(gpu: &Gpu, stream: &Arc<CudaStream>, dtype: HalfType, dir: Option<&Path>) -> Result<Self> {
+        gpu.context().bind_to_thread()?;
+        let mut workspace = Arena::new(stream, WORKSPACE_BYTES)?;
+        let span = workspace.cut(WORKSPACE_BYTES)?;
+        let handle = Handle(result::create_handle()?);
+        // SAFETY: takes nothing and returns a number.
+        let version = unsafe { sys::cublasLtGetVersion() };
+        let algorithms = Algorithms::open(dir, &gpu.name()?, gpu.driver_version()?, version);
+        Ok(Self {
+            plans: HashMap::new(),
+            handle,
+            stream: stream.clone(),
+            dtype,
+            workspace: span,
+            _workspace: workspace,
+            algorithms,
+        })
+    }
+
+    /// Enqueues a product. The first of a shape finds its plan; later ones allocate nothing and can be captured.
+    ///
+    /// Errors: [`Error::Shape`] for operands too small for the shape, [`Error::Internal`] for cuBLASLt's own.
+    pub fn launch(&mut self, shape: GemmShape, operands: &GemmOperands) -> Result<()> {
+        check(shape, operands)?;
+        if !self.plans.contains_key(&shape) {
+            let plan = self.plan(shape, operands, Choice::First)?;
+            self.plans.insert(shape, plan);
+        }
+        let plan = self.plans.get(&shape).expect("the plan was put there above");
+        self.run(plan, &plan.algorithm, operands)
+    }
+
+    /// Finds the fastest algorithm of a shape by timing, unless one is kept. `y` is overwritten.
+    ///
+    /// Blocks: up to 8 algorithms of 6 runs each, on the stream, which must be idle for the times to mean anything.
+    /// Errors: as [`Gemm::launch`].
+    pub fn tune(&mut self, shape: GemmShape, operands: &GemmOperands) -> Result<()> {
+        check(shape, operands)?;
+        let plan = self.plan(shape, operands, Choice::Fastest)?;
+        self.plans.insert(shape, plan);
+        Ok(())
+    }
+
+    /// Writes what was timed to the file, for the next start.
+    pub fn save(&mut self) {
+        self.algorithms.save();
+    }
+
+    fn plan(&mut self, shape: GemmShape, operands: &GemmOperands, choice: Choice) -> Result<Plan> {
+        self.stream.context().bind_to_thread()?;
+        let mut plan = Plan::new(shape, self.dtype)?;
+        let product = format!("{} {shape}", self.dtype.name());
+        if let Some(words) = self.algorithms.get(&product)
+            && let Some(algorithm) = plan.accepts(&self.handle, words)
+        {
+            plan.algorithm = algorithm;
+            return Ok(plan);
+        }
+        plan.set_bias(operands.bias)?;
+        let candidates = plan.candidates(&self.handle)?;
+        let Some(first) = candidates.first() else {
+            return Err(Error::Internal { cause: format!("cuBLASLt has no algorithm for the product {product}") });
+        };
+        plan.algorithm = *first;
+        if choice == Choice::Fastest {
+            let mut best: Option<(f32, sys::cublasLtMatmulAlgo_t)> = None;
+            for algorithm in candidates {
+                // One that fails to run is no candidate; if all do, the caller's own launch says why.
+                let Ok(took) = self.time(&plan, &algorithm, operands) else { continue };
+                if best.is_none_or(|(best, _)| took < best) {
+                    best = Some((took, algorithm));
+                }
+            }
+            if let Some((took_ms, algorithm)) = best {
+                tracing::debug!(product, took_us = f64::from(took_ms) * 1e3, "product timed");
+                plan.algorithm = algorithm;
+                self.algorithms.put(product, algorithm.data);
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Milliseconds of one run.
+    fn time(&self, plan: &Plan, algorithm: &sys::cublasLtMatmulAlgo_t, operands: &GemmOperands) -> Result<f32> {
+        self.run(plan, algorithm, operands)?;
+        let start = self.stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?;
+        for _ in 0..NUM_RUNS {
+            self.run(plan, algorithm, operands)?;
+        }
+        let end = self.stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?;
+        Ok(start.elapsed_ms(&end)? / NUM_RUNS as f32)
+    }
+
+    fn run(&self, plan: &Plan, algorithm: &sys::cublasLtMatmulAlgo_t, operands: &GemmOperands) -> Result<()> {
+        plan.set_bias(operands.bias)?;
+        let (alpha, beta) = (1f32, 0f32);
+        let y = operands.y.ptr as *mut c_void;
+        // SAFETY: `check` proved that each operand holds the layout's elements; weight and x are read, y is written and
+        // neither of them; the scalars are f32 as the descriptor says and are read before the call returns; the
+        // workspace belongs to this stream alone. The owner of the spans keeps them alive until the stream is done.
+        unsafe {
+            result::matmul(
+                self.handle.0,
+                plan.desc.0,
+                (&raw const alpha).cast(),
+                (&raw const beta).cast(),
+                operands.weight.ptr as *const c_void,
+                plan.weight.0,
+                operands.x.ptr as *const c_void,
+                plan.x.0,
+                y,
+                plan.y.0,
+                y,
+                plan.y.0,
+                algorithm,
+                self.workspace.ptr as *mut c_void,
+                self.workspace.num_bytes,
+                self.stream.cu_stream().cast(),
+            )
+        }?;
+        Ok(())
+    }
+}
+
+/// How an algorithm is chosen where none is kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    /// cuBLASLt's first guess.
+    First,
+    Fastest,
+}
+
+/// Refuses operands that do not hold the shape.
+fn check(shape: GemmShape, operands: &GemmOperands) -> Result<()> {
+    const OP: &str = "gemm";
+    let GemmShape { rows, columns, depth, epilogue } = shape;
+    for (operand, size) in [("rows", rows), ("columns", columns), ("depth", depth)] {
+        if size == 0 || size > i32::MAX as usize {
+            return Err(Error::Shape { op: OP, operand, expected: "1 to 2147483647".to_string(), got: size.to_string() });
+        }
+    }
+    check_span(OP, "x", operands.x, rows * depth * HalfType::NUM_BYTES)?;
+    check_span(OP, "weight", operands.weight, columns * depth * HalfType::NUM_BYTES)?;
+    check_span(OP, "y", operands.y, rows * columns * HalfType::NUM_BYTES)?;
+    match epilogue {
+        Epilogue::None => Ok(()),
+        _ => check_span(OP, "bias", operands.bias, columns * HalfType::NUM_BYTES),
+    }
+}
+
+/// The descriptors of a shape and the algorithm chosen for it.
+///
+/// cuBLASLt thinks in columns: a row-major [rows, columns] is its columns x rows. So `y = x weightᵀ` is its
+/// `y = weightᵀ x` with the first operand transposed, and the bias, one value a column of ours, one a row of its.
+struct Plan {
+    desc: Desc,
+    weight: MatrixLayout,
+    x: MatrixLayout,
+    y: MatrixLayout,
+    has_bias: bool,
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+impl Plan {
+    fn new(shape: GemmShape, dtype: HalfType) -> Result<Self> {
+        let GemmShape { rows, columns, depth, epilogue } = shape;
+        let half = match dtype {
+            HalfType::F16 => sys::cudaDataType_t::CUDA_R_16F,
+            HalfType::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+        };
+        let layout = |rows: usize, columns: usize| -> Result<MatrixLayout> {
+            Ok(MatrixLayout(result::create_matrix_layout(half, rows as u64, columns as u64, rows as i64)?))
+        };
+        let f32 = sys::cudaDataType_t::CUDA_R_32F;
+        let desc = Desc(result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, f32)?);
+        desc.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA, &sys::cublasOperation_t::CUBLAS_OP_T)?;
+        desc.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSB, &sys::cublasOperation_t::CUBLAS_OP_N)?;
+        desc.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue.sys())?;
+        Ok(Self {
+            desc,
+            weight: layout(depth, columns)?,
+            x: layout(depth, rows)?,
+            y: layout(columns, rows)?,
+            has_bias: epilogue != Epilogue::None,
+            algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
+        })
+    }
+
+    /// The bias belongs to the descriptor, which layers of one shape share: set before every run, read by the call.
+    fn set_bias(&self, bias: Span) -> Result<()> {
+        match self.has_bias {
+            true => self.desc.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias.ptr),
+            false => Ok(()),
+        }
+    }
+
+    /// A kept algorithm, if this library still takes it within the workspace.
+    fn accepts(&self, handle: &Handle, words: Words) -> Option<sys::cublasLtMatmulAlgo_t> {
+        let algorithm = sys::cublasLtMatmulAlgo_t { data: words };
+        let mut checked = no_heuristic();
+        // SAFETY: all descriptors are alive, and the result is written to a value of its type.
+        let status = unsafe {
+            sys::cublasLtMatmulAlgoCheck(
+                handle.0,
+                self.desc.0,
+                self.weight.0,
+                self.x.0,
+                self.y.0,
+                self.y.0,
+                &algorithm,
+                &mut checked,
+            )
+        };
+        (status.result().is_ok() && checked.workspaceSize <= WORKSPACE_BYTES).then_some(algorithm)
+    }
+
+    /// What cuBLASLt proposes, its favourite first.
+    fn candidates(&self, handle: &Handle) -> Result<Vec<sys::cublasLtMatmulAlgo_t>> {
+        let preference = Preference(result::create_matmul_pref()?);
+        let mut found = [no_heuristic(); NUM_CANDIDATES];
+        let mut num_found = 0;
+        // SAFETY: the preference is alive and takes a usize for this attribute. All descriptors are alive; the library
+        // writes at most as many results as it is told there is room for.
+        unsafe {
+            result::set_matmul_pref_attribute(
+                preference.0,
+                sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                (&raw const WORKSPACE_BYTES_VALUE).cast(),
+                size_of::<usize>(),
+            )?;
+            sys::cublasLtMatmulAlgoGetHeuristic(
+                handle.0,
+                self.desc.0,
+                self.weight.0,
+                self.x.0,
+                self.y.0,
+                self.y.0,
+                preference.0,
+                NUM_CANDIDATES as i32,
+                found.as_mut_ptr(),
+                &mut num_found,
+            )
+            .result()?;
+        }
+        let found = &found[..(num_found.max(0) as usize).min(NUM_CANDIDATES)];
+        Ok(found.iter().filter(|h| h.state.result().is_ok()).map(|h| h.algo).collect())
+    }
+}
+
+/// [`WORKSPACE_BYTES`] with an address.
+static WORKSPACE_BYTES_VALUE: usize = WORKSPACE_BYTES;
+
+fn no_heuristic() -> sys::cublasLtMatmulHeuristicResult_t {
+    sys::cublasLtMatmulHeuristicResult_t {
+        algo: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
+        workspaceSize: 0,
+        state: sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED,
+        wavesCount: 0.0,
+        reserved: [0; 4],
+    }
+}
+
+struct Handle(sys::cublasLtHandle_t);
+struct Desc(sys::cublasLtMatmulDesc_t);
+struct MatrixLayout(sys::cublasLtMatrixLayout_t);
+struct Preference(sys::cublasLtMatmulPreference_t);
+
+impl Desc {
+    fn set<T>(&self, attribute: sys::cublasLtMatmulDescAttributes_t, value: &T) -> Result<()> {
+        // SAFETY: the descriptor is alive; the library copies `size_of::<T>()` bytes of a value that is borrowed for the
+        // call. Callers pass the type that the attribute is documented with: 32-bit enums and a 64-bit pointer.
+        unsafe { result::set_matmul_desc_attribute(self.0, attribute, (&raw const *value).cast(), size_of::<T>()) }?;
+        Ok(())
+    }
+}
+
+// A failure to destroy leaks some bytes and is no reason to panic while dropping.
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: created by `create_handle`, destroyed once, and every plan made with it is gone (see `Gemm`).
+        let _ = unsafe { result::destroy_handle(self.0) };
+    }
+}
+
+impl Drop for Desc {
+    fn drop(&mut self) {
+        // SAFETY: created by `create_matmul_desc` and destroyed once; enqueued products do not read it any more.
+        let _ = unsafe { result::destroy_matmul_desc(self.0) };
+    }
+}
+
+impl Drop for MatrixLayout {
+    fn drop(&mut self) {
+        // SAFETY: created by `create_matrix_layout` and destroyed once; enqueued products do not read it any more.
+        let _ = unsafe { result::destroy_matrix_layout(self.0) };
+    }
+}
+
+impl Drop for Preference {
+    fn drop(&mut self) {
+        // SAFETY: created by `create_matmul_pref` and destroyed once.
+        let _ = unsafe { result::destroy_matmul_pref(self.0) };
+    }
+}
+
+impl From<result::CublasError> for Error {
+    fn from(error: result::CublasError) -> Self {
+        Error::Internal { cause: format!("cuBLASLt: {error}") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operands_are_checked_by_name() {
+        let shape = GemmShape { rows: 4, columns: 8, depth: 16, epilogue: Epilogue::Bias };
+        let span = |num_bytes| Span { ptr: 256, num_bytes };
+        let fit = GemmOperands { x: span(128), weight: span(256), bias: span(16), y: span(64) };
+        assert!(check(shape, &fit).is_ok());
+        for (operands, part) in [
+            (GemmOperands { x: span(127), ..fit }, "gemm: x: expected 128"),
+            (GemmOperands { weight: span(255), ..fit }, "gemm: weight"),
+            (GemmOperands { bias: Span::NULL, ..fit }, "gemm: bias"),
+            (GemmOperands { y: span(63), ..fit }, "gemm: y"),
+        ] {
+            let error = check(shape, &operands).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        let without = GemmShape { epilogue: Epilogue::None, ..shape };
+        assert!(check(without, &GemmOperands { bias: Span::NULL, ..fit }).is_ok());
+        assert!(check(GemmShape { rows: 0, ..shape }, &fit).unwrap_err().to_string().contains("rows"));
+        assert_eq!(shape.to_string(), "bias 4x8x16");
+    }
+}
