@@ -1,0 +1,268 @@
+// CUDA's words and types for a plain C++ compiler: kernels/*.cu run as they stand, one block after another.
+//
+// The threads of a block are fibers of one operating-system thread; each runs until it waits at a barrier or for its
+// warp. So a program is deterministic, a kernel that waits for ever is found, and so is a use of what no thread wrote:
+// dynamic shared memory is poisoned before each block. What is not found: races that need true concurrency, misaligned
+// loads, reads out of bounds (build with -fsanitize=address for those), and time.
+#pragma once
+
+// Its check of longjmp takes a fiber's stack for a broken one. Include this file before any other.
+#undef _FORTIFY_SOURCE
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+// Blocks run one at a time, so one variable serves them all.
+#define __shared__ static
+#define SHARED_FLOATS(name) float* name = reinterpret_cast<float*>(emulate::dynamic_shared())
+
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+namespace emulate {
+
+constexpr unsigned WARP_SIZE = 32;
+constexpr size_t STACK_BYTES = 128 * 1024;
+
+// Fibers that wait for each other: those of a block, or of a warp.
+struct Barrier {
+    unsigned live = 0, arrived = 0, generation = 0;
+};
+
+struct Warp {
+    Barrier barrier;
+    // What each lane hands to the others, by turns: nobody can be two exchanges ahead.
+    uint64_t slots[2][WARP_SIZE];
+};
+
+struct Fiber {
+    jmp_buf here;
+    ucontext_t start;
+    std::unique_ptr<char[]> stack;
+    bool is_started = false, is_finished = true;
+    dim3 thread_idx;
+    unsigned linear = 0;
+};
+
+struct Machine {
+    std::vector<std::unique_ptr<Fiber>> fibers;
+    std::vector<Warp> warps;
+    Barrier block;
+    Fiber* current = nullptr;
+    jmp_buf scheduler;
+    std::function<void()> body;
+    dim3 grid_dim, block_dim, block_idx;
+    std::vector<uint64_t> shared;
+    // Rises whenever a fiber gets past something.
+    uint64_t progress = 0;
+};
+
+inline Machine& machine() {
+    static Machine machine;
+    return machine;
+}
+
+inline void yield() {
+    // setjmp and longjmp without signal masks: a system call a switch would make the tests ten times as slow.
+    if (_setjmp(machine().current->here) == 0) _longjmp(machine().scheduler, 1);
+}
+
+inline void release_if_complete(Barrier& barrier) {
+    if (barrier.arrived > 0 && barrier.arrived == barrier.live) {
+        barrier.arrived = 0;
+        barrier.generation++;
+        machine().progress++;
+    }
+}
+
+inline void wait(Barrier& barrier) {
+    const unsigned generation = barrier.generation;
+    barrier.arrived++;
+    release_if_complete(barrier);
+    while (barrier.generation == generation) yield();
+}
+
+inline Warp& warp() { return machine().warps[machine().current->linear / WARP_SIZE]; }
+inline unsigned lane() { return machine().current->linear % WARP_SIZE; }
+inline void* dynamic_shared() { return machine().shared.data(); }
+
+inline void fiber_main() {
+    for (;;) {
+        machine().body();
+        // A thread that has returned is waited for by nobody.
+        machine().current->is_finished = true;
+        machine().progress++;
+        machine().block.live--;
+        release_if_complete(machine().block);
+        warp().barrier.live--;
+        release_if_complete(warp().barrier);
+        yield();
+    }
+}
+
+inline void resume(Fiber& fiber) {
+    machine().current = &fiber;
+    if (_setjmp(machine().scheduler) != 0) return;
+    if (fiber.is_started) _longjmp(fiber.here, 1);
+    fiber.is_started = true;
+    setcontext(&fiber.start);
+}
+
+inline void run_block(unsigned num_threads) {
+    Machine& m = machine();
+    m.block = Barrier{num_threads, 0, 0};
+    m.warps.assign((num_threads + WARP_SIZE - 1) / WARP_SIZE, Warp());
+    for (unsigned t = 0; t < num_threads; t++) {
+        Fiber& fiber = *m.fibers[t];
+        fiber.is_finished = false;
+        fiber.linear = t;
+        fiber.thread_idx = dim3(t % m.block_dim.x, t / m.block_dim.x % m.block_dim.y, t / m.block_dim.x / m.block_dim.y);
+        m.warps[t / WARP_SIZE].barrier.live++;
+    }
+    bool is_running = true;
+    while (is_running) {
+        const uint64_t before = m.progress;
+        is_running = false;
+        for (unsigned t = 0; t < num_threads; t++) {
+            if (m.fibers[t]->is_finished) continue;
+            is_running = true;
+            resume(*m.fibers[t]);
+        }
+        if (is_running && m.progress == before) {
+            std::printf("block %u: its threads wait for each other for ever\n", m.block_idx.x);
+            std::exit(1);
+        }
+    }
+}
+
+// Runs `body`, a call of a kernel, as each thread of a grid.
+inline void launch(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> body) {
+    Machine& m = machine();
+    m.grid_dim = grid;
+    m.block_dim = block;
+    m.body = std::move(body);
+    const unsigned num_threads = block.x * block.y * block.z;
+    while (m.fibers.size() < num_threads) {
+        std::unique_ptr<Fiber> fiber(new Fiber);
+        fiber->stack.reset(new char[STACK_BYTES]);
+        getcontext(&fiber->start);
+        fiber->start.uc_stack.ss_sp = fiber->stack.get();
+        fiber->start.uc_stack.ss_size = STACK_BYTES;
+        fiber->start.uc_link = nullptr;
+        makecontext(&fiber->start, fiber_main, 0);
+        m.fibers.push_back(std::move(fiber));
+    }
+    for (unsigned z = 0; z < grid.z; z++) {
+        for (unsigned y = 0; y < grid.y; y++) {
+            for (unsigned x = 0; x < grid.x; x++) {
+                m.block_idx = dim3(x, y, z);
+                m.shared.assign((shared_bytes + 7) / 8, ~uint64_t(0));
+                run_block(num_threads);
+            }
+        }
+    }
+}
+
+// What the lane `from` hands in; a lane beyond the warp hands in the caller's own.
+template <typename T>
+T exchange(T value, unsigned from) {
+    static_assert(sizeof(T) <= 8, "a lane hands over 8 bytes at most");
+    Warp& w = warp();
+    uint64_t* slots = w.slots[w.barrier.generation % 2];
+    std::memcpy(&slots[lane()], &value, sizeof(T));
+    wait(w.barrier);
+    if (from < WARP_SIZE) std::memcpy(&value, &slots[from], sizeof(T));
+    return value;
+}
+
+}  // namespace emulate
+
+#define threadIdx (emulate::machine().current->thread_idx)
+#define blockIdx (emulate::machine().block_idx)
+#define blockDim (emulate::machine().block_dim)
+#define gridDim (emulate::machine().grid_dim)
+
+inline void __syncthreads() { emulate::wait(emulate::machine().block); }
+inline void __syncwarp(unsigned = ~0u) { emulate::wait(emulate::warp().barrier); }
+
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, unsigned lanes) {
+    return emulate::exchange(value, emulate::lane() ^ lanes);
+}
+
+inline unsigned atomicMax(unsigned* address, unsigned value) {
+    const unsigned old = *address;
+    *address = old > value ? old : value;
+    return old;
+}
+
+// ---- 2-byte types --------------------------------------------------------------------------------------------------
+
+struct __half {
+    uint16_t bits;
+};
+
+struct __nv_bfloat16 {
+    uint16_t bits;
+};
+
+namespace emulate {
+
+inline uint32_t to_bits(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return bits;
+}
+
+inline float of_bits(uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+}  // namespace emulate
+
+inline float __half2float(__half h) {
+    const uint32_t sign = uint32_t(h.bits & 0x8000) << 16, exponent = h.bits >> 10 & 31, fraction = h.bits & 1023;
+    if (exponent == 0) return std::copysign(std::ldexp(float(fraction), -24), emulate::of_bits(sign | 0x3f800000));
+    if (exponent == 31) return emulate::of_bits(sign | 0x7f800000 | fraction << 13);
+    return emulate::of_bits(sign | (exponent + 112) << 23 | fraction << 13);
+}
+
+inline __half __float2half_rn(float x) {
+    uint32_t bits = emulate::to_bits(x);
+    const uint16_t sign = bits >> 16 & 0x8000;
+    bits &= 0x7fffffff;
+    if (bits > 0x7f800000) return {0x7fff};                              // NaN, as the device writes it
+    if (bits >= 0x477ff000) return {uint16_t(sign | 0x7c00)};            // from 65520 on: infinity
+    if (bits < 0x38800000) {                                             // below 2^-14: steps of 2^-24
+        return {uint16_t(sign | unsigned(std::nearbyint(std::ldexp(double(std::fabs(x)), 24))))};
+    }
+    bits -= 112u << 23;
+    bits += 0xfff + (bits >> 13 & 1);
+    return {uint16_t(sign | bits >> 13)};
+}
+
+inline float __bfloat162float(__nv_bfloat16 b) { return emulate::of_bits(uint32_t(b.bits) << 16); }
+
+inline __nv_bfloat16 __float2bfloat16_rn(float x) {
+    const uint32_t bits = emulate::to_bits(x);
+    if ((bits & 0x7fffffff) > 0x7f800000) return {0x7fff};
+    return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
