@@ -6,6 +6,7 @@
 pub mod config;
 mod embed;
 pub mod encode;
+mod encoder_weights;
 pub mod hub;
 pub mod install;
 pub mod load;

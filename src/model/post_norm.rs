@@ -3,11 +3,10 @@
 //!
 //! Source: Devlin et al. 2018 (BERT); Vaswani et al. 2017, section 3.1 (the layer).
 
-use candle_core::{D, Tensor};
+use candle_core::Tensor;
 
 use super::config::EncoderConfig;
-use super::mpnet;
-use super::names::Names;
+use super::encoder_weights::EncoderWeights;
 use super::weights::Weights;
 use crate::Result;
 use crate::ops::CuSeqlens;
@@ -16,6 +15,7 @@ use crate::ops::embedding::Embedding;
 use crate::ops::linear::{Activation, Linear};
 use crate::ops::norm::AddLayerNorm;
 use crate::ops::residual::ResidualBlock;
+use crate::ops::weights::{LayerWeights, LinearWeights, NormWeights};
 
 /// An encoder on one device, from token ids to hidden states.
 pub struct PostNormEncoder {
@@ -35,29 +35,18 @@ impl PostNormEncoder {
     ///
     /// Errors: [`crate::Error::Tensor`] for one that is missing or does not have the config's shape.
     pub fn load(weights: &Weights, config: &EncoderConfig) -> Result<Self> {
-        let names = Names::of(config.architecture, weights.format());
-        let reader = Reader { weights, prefix: names.prefix(weights)?, config };
-        let hidden = config.hidden_size;
-        let token_type = match config.type_vocab_size {
-            None => None,
-            Some(rows) => Some(reader.get(names.token_type, &[rows, hidden])?),
-        };
+        let reader = EncoderWeights::new(weights, config)?;
+        let tables = reader.embedding()?;
         let embedding = Embedding::new(
-            reader.get(names.word, &[config.vocab_size, hidden])?,
-            reader.get(names.position, &[config.num_positions, hidden])?,
-            token_type,
-            reader.norm(names.embedding_norm)?,
+            tables.word,
+            tables.position,
+            tables.token_type,
+            norm(tables.norm, config)?,
             config.position_offset,
         )?;
         // One table for all layers: the tensor is shared, not copied.
-        let distance_bias = match config.num_relative_buckets {
-            None => None,
-            Some(num_buckets) => {
-                let table = reader.get(names.relative_bias, &[num_buckets, config.num_heads])?;
-                Some(mpnet::distance_bias(&table, config.max_seq_len())?)
-            }
-        };
-        let layers = (0..config.num_layers).map(|i| Layer::load(&reader, names, i, distance_bias.as_ref()));
+        let distance_bias = reader.distance_bias()?;
+        let layers = (0..config.num_layers).map(|i| Layer::new(reader.layer(i)?, config, distance_bias.as_ref()));
         Ok(Self { embedding, layers: layers.collect::<Result<_>>()? })
     }
 
@@ -81,20 +70,16 @@ impl PostNormEncoder {
 }
 
 impl Layer {
-    fn load(reader: &Reader, names: &Names, i: usize, distance_bias: Option<&Tensor>) -> Result<Self> {
-        let config = reader.config;
-        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
-        let layer = names.layer.replace("{}", &i.to_string());
-        let name = |part: &str| format!("{layer}{part}");
+    fn new(weights: LayerWeights, config: &EncoderConfig, distance_bias: Option<&Tensor>) -> Result<Self> {
         let scale = 1.0 / (config.head_dim() as f64).sqrt();
-        let attention_output = reader.linear(&name(names.attention_output), hidden, hidden, Activation::None)?;
-        let up = reader.linear(&name(names.up), intermediate, hidden, config.activation)?;
-        let down = reader.linear(&name(names.down), hidden, intermediate, Activation::None)?;
+        let attention_output = linear(weights.attention_output, Activation::None)?;
+        let up = linear(weights.up, config.activation)?;
+        let down = linear(weights.down, Activation::None)?;
         Ok(Self {
-            qkv: reader.qkv(names, &layer)?,
+            qkv: linear(weights.qkv, Activation::None)?,
             attention: Attention::new(config.num_heads, config.head_dim(), scale, distance_bias.cloned(), Mask::Full)?,
-            attention_output: ResidualBlock::new(vec![attention_output], reader.norm(&name(names.attention_norm))?)?,
-            feed_forward: ResidualBlock::new(vec![up, down], reader.norm(&name(names.output_norm))?)?,
+            attention_output: ResidualBlock::new(vec![attention_output], norm(weights.attention_norm, config)?)?,
+            feed_forward: ResidualBlock::new(vec![up, down], norm(weights.output_norm, config)?)?,
         })
     }
 
@@ -105,49 +90,10 @@ impl Layer {
     }
 }
 
-/// Asks for tensors under the model's prefix and with the config's shapes.
-struct Reader<'a> {
-    weights: &'a Weights,
-    prefix: String,
-    config: &'a EncoderConfig,
+fn linear(weights: LinearWeights, activation: Activation) -> Result<Linear> {
+    Linear::new(weights.weight, Some(weights.bias), activation)
 }
 
-impl Reader<'_> {
-    fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.weights.get(&format!("{}{name}", self.prefix), shape)
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.weights.contains(&format!("{}{name}", self.prefix))
-    }
-
-    fn linear(&self, name: &str, out: usize, input: usize, activation: Activation) -> Result<Linear> {
-        let weight = self.get(&format!("{name}.weight"), &[out, input])?;
-        let bias = self.get(&format!("{name}.bias"), &[out])?;
-        Linear::new(weight, Some(bias), activation)
-    }
-
-    /// Query, key and value as one product: one pass over the hidden states instead of three.
-    fn qkv(&self, names: &Names, layer: &str) -> Result<Linear> {
-        let hidden = self.config.hidden_size;
-        let fused = format!("{layer}{}", names.qkv);
-        if self.has(&format!("{fused}.weight")) {
-            return self.linear(&fused, 3 * hidden, hidden, Activation::None);
-        }
-        let (mut weights, mut biases) = (Vec::with_capacity(3), Vec::with_capacity(3));
-        for part in [names.query, names.key, names.value] {
-            weights.push(self.get(&format!("{layer}{part}.weight"), &[hidden, hidden])?);
-            biases.push(self.get(&format!("{layer}{part}.bias"), &[hidden])?);
-        }
-        Linear::new(Tensor::cat(&weights, 0)?, Some(Tensor::cat(&biases, D::Minus1)?), Activation::None)
-    }
-
-    /// Checkpoints converted from TensorFlow call a norm's weight `gamma` and its bias `beta`.
-    fn norm(&self, name: &str) -> Result<AddLayerNorm> {
-        let hidden = self.config.hidden_size;
-        let (weight, bias) = if self.has(&format!("{name}.gamma")) { ("gamma", "beta") } else { ("weight", "bias") };
-        let weight = self.get(&format!("{name}.{weight}"), &[hidden])?;
-        let bias = self.get(&format!("{name}.{bias}"), &[hidden])?;
-        AddLayerNorm::new(weight, bias, self.config.layer_norm_eps)
-    }
+fn norm(weights: NormWeights, config: &EncoderConfig) -> Result<AddLayerNorm> {
+    AddLayerNorm::new(weights.weight, weights.bias, config.layer_norm_eps)
 }
