@@ -25,3 +25,8 @@ fn run(name: &str) {
 fn row_kernels_equal_their_references() {
     run("rows");
 }
+
+#[test]
+fn attention_equals_its_reference() {
+    run("attention");
+}

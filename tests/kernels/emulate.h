@@ -26,6 +26,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __align__(bytes) __attribute__((aligned(bytes)))
 // Blocks run one at a time, so one variable serves them all.
 #define __shared__ static
 #define SHARED_FLOATS(name) float* name = reinterpret_cast<float*>(emulate::dynamic_shared())
@@ -49,6 +50,15 @@ struct Warp {
     Barrier barrier;
     // What each lane hands to the others, by turns: nobody can be two exchanges ahead.
     uint64_t slots[2][WARP_SIZE];
+    // The operands of a matrix product: four registers of a, two of b.
+    uint32_t fragments[WARP_SIZE][6];
+};
+
+// A copy to shared memory that may not have happened yet.
+struct Copy {
+    void* to;
+    const void* from;
+    bool is_there;
 };
 
 struct Fiber {
@@ -58,6 +68,8 @@ struct Fiber {
     bool is_started = false, is_finished = true;
     dim3 thread_idx;
     unsigned linear = 0;
+    // Groups of copies under way, the oldest first; the last one is not ended yet.
+    std::vector<std::vector<Copy>> copies;
 };
 
 struct Machine {
@@ -132,6 +144,7 @@ inline void run_block(unsigned num_threads) {
         Fiber& fiber = *m.fibers[t];
         fiber.is_finished = false;
         fiber.linear = t;
+        fiber.copies.assign(1, {});
         fiber.thread_idx = dim3(t % m.block_dim.x, t / m.block_dim.x % m.block_dim.y, t / m.block_dim.x / m.block_dim.y);
         m.warps[t / WARP_SIZE].barrier.live++;
     }
@@ -265,4 +278,80 @@ inline __nv_bfloat16 __float2bfloat16_rn(float x) {
     const uint32_t bits = emulate::to_bits(x);
     if ((bits & 0x7fffffff) > 0x7f800000) return {0x7fff};
     return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
+// ---- tensor cores: the plain forms of kernels/tensor_cores.cuh -------------------------------------------------------
+
+namespace emulate {
+
+template <typename T>
+float half_of(uint32_t bits, unsigned which) {
+    T value;
+    value.bits = uint16_t(bits >> 16 * which);
+    return to_float(value);
+}
+
+}  // namespace emulate
+
+// Fragments as PTX lays them out for m16n8k16.
+template <typename T>
+void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    emulate::Warp& w = emulate::warp();
+    const unsigned lane = emulate::lane();
+    const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+    std::memcpy(w.fragments[lane], mine, sizeof mine);
+    emulate::wait(w.barrier);
+    for (unsigned i = 0; i < 4; i++) {
+        const unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        float sum = c[i];
+        for (unsigned k = 0; k < 16; k++) {
+            const uint32_t a_bits = w.fragments[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
+            const uint32_t b_bits = w.fragments[column * 4 + k % 8 / 2][4 + k / 8];
+            sum += emulate::half_of<T>(a_bits, k % 2) * emulate::half_of<T>(b_bits, k % 2);
+        }
+        c[i] = sum;
+    }
+    emulate::wait(w.barrier);  // everybody has read
+}
+
+inline void load_matrices(unsigned (&to)[4], const void* row) {
+    const unsigned lane = emulate::lane();
+    for (unsigned m = 0; m < 4; m++) {
+        const char* from = emulate::exchange(static_cast<const char*>(row), m * 8 + lane / 4);
+        std::memcpy(&to[m], from + lane % 4 * 4, 4);
+    }
+}
+
+inline void load_matrices_transposed(unsigned (&to)[4], const void* row) {
+    const unsigned lane = emulate::lane();
+    for (unsigned m = 0; m < 4; m++) {
+        uint16_t pair[2];
+        for (unsigned i = 0; i < 2; i++) {
+            const char* from = emulate::exchange(static_cast<const char*>(row), m * 8 + lane % 4 * 2 + i);
+            std::memcpy(&pair[i], from + lane / 4 * 2, 2);
+        }
+        std::memcpy(&to[m], pair, 4);
+    }
+}
+
+// Happens as late as the rules allow: who reads without waiting reads what was there before.
+inline void copy_async_16(void* to, const void* from, bool is_there) {
+    emulate::machine().current->copies.back().push_back({to, from, is_there});
+}
+
+inline void commit_copies() { emulate::machine().current->copies.emplace_back(); }
+
+template <int PENDING>
+void wait_copies() {
+    auto& groups = emulate::machine().current->copies;
+    while (groups.size() > static_cast<size_t>(PENDING) + 1) {
+        for (const emulate::Copy& copy : groups.front()) {
+            if (copy.is_there) {
+                std::memcpy(copy.to, copy.from, 16);
+            } else {
+                std::memset(copy.to, 0, 16);
+            }
+        }
+        groups.erase(groups.begin());
+    }
 }

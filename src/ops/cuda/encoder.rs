@@ -10,7 +10,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::arena::{Arena, Uploads};
-use super::attention::{AttentionArgs, AttentionKernels};
+use super::attention::{AttentionArgs, AttentionKernels, HEAD_DIMS};
 use super::gemm::{Epilogue, Gemm, GemmOperands, GemmShape};
 use super::kernels::{ActivationArgs, EmbeddingArgs, Kernels, MAX_HIDDEN_SIZE, NormArgs, PoolArgs, PoolOutput};
 use super::layout::{BatchSpans, Layout};
@@ -21,8 +21,6 @@ use crate::ops::weights::{EmbeddingWeights, LayerWeights, LinearWeights, NormWei
 use crate::ops::{check_dims, host_values};
 use crate::{Error, Result};
 
-/// The head sizes there is an attention kernel for.
-const HEAD_DIMS: [usize; 4] = [32, 64, 96, 128];
 const HALF: usize = HalfType::NUM_BYTES;
 
 /// The sizes of an encoder.
@@ -292,6 +290,8 @@ impl DeviceEncoder {
                     qkv: wide,
                     cu_seqlens: batch.cu_seqlens,
                     distance_bias: self.distance_bias,
+                    cos: Span::NULL,
+                    sin: Span::NULL,
                     token_capacity: layout.token_capacity,
                     seq_capacity: layout.seq_capacity,
                     max_seqlen,

@@ -17,6 +17,7 @@ use cudarc::driver::CudaStream;
 use parking_lot::Mutex;
 
 use super::arena::Arena;
+use super::attention::BLOCK_QUERIES;
 use super::encoder::{DeviceEncoder, EncoderSizes, Scratch};
 use super::gemm::{Gemm, WORKSPACE_BYTES};
 use super::graph::Graphs;
@@ -30,8 +31,6 @@ use crate::{Error, Result};
 const MAX_GRAPH_TOKENS: usize = 4096;
 /// Slots that are kept for reuse: one on the device, one being packed, one being read.
 const MAX_FREE_SLOTS: usize = 3;
-/// Queries of one attention block: `max_seqlen` is rounded up to it, so that lengths share graphs.
-const SEQLEN_STEP: usize = 64;
 
 /// The largest batch to hold memory for. A larger one is not refused: the memory grows when it comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -270,7 +269,7 @@ impl Shared {
         let has_token_types = batch.token_type_ids.is_some();
         slot.enqueue_upload(batch, layout, *upload, &self.compute)?;
         let spans = layout.spans(*upload, has_token_types)?;
-        let max_seqlen = batch.max_seqlen().next_multiple_of(SEQLEN_STEP).min(layout.token_capacity);
+        let max_seqlen = batch.max_seqlen().next_multiple_of(BLOCK_QUERIES).min(layout.token_capacity);
         let mut forward =
             || self.encoder.forward(&self.compute, gemm, &spans, layout, max_seqlen, scratch);
         let Layout { token_capacity, seq_capacity, .. } = *layout;
