@@ -14,6 +14,9 @@ use super::arena::Arena;
 use super::{Gpu, HalfType, Span, check_span};
 use crate::{Error, Result};
 
+/// `cublasOperation_t`, which cudarc's cuBLASLt bindings leave to its cuBLAS ones: as it is, and transposed.
+const OP_N: i32 = 0;
+const OP_T: i32 = 1;
 /// Bytes cuBLASLt may use beside the operands: what NVIDIA advises for Hopper.
 pub const WORKSPACE_BYTES: usize = 32 << 20;
 /// Algorithms that are timed for a product.
@@ -277,8 +280,8 @@ impl Plan {
         };
         let f32 = sys::cudaDataType_t::CUDA_R_32F;
         let desc = Desc(result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, f32)?);
-        desc.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA, &sys::cublasOperation_t::CUBLAS_OP_T)?;
-        desc.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSB, &sys::cublasOperation_t::CUBLAS_OP_N)?;
+        desc.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA, &OP_T)?;
+        desc.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSB, &OP_N)?;
         desc.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue.sys())?;
         Ok(Self {
             desc,
