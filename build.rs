@@ -72,7 +72,8 @@ fn nvcc() -> PathBuf {
 fn gencode(archs: &str) -> Result<Vec<String>, String> {
     let parse = |arch: &str| {
         let arch = arch.trim();
-        arch.parse::<u32>().map_err(|_| format!("CUDA_ARCHS: `{arch}` in `{archs}` is no compute capability such as 90"))
+        arch.parse::<u32>()
+            .map_err(|_| format!("CUDA_ARCHS: `{arch}` in `{archs}` is no compute capability such as 90"))
     };
     let numbers = archs.split(',').map(parse).collect::<Result<Vec<u32>, String>>()?;
     let newest = numbers.iter().max().copied().unwrap_or_default();

@@ -10,13 +10,13 @@ use candle_core::Device;
 use super::config::{Architecture, EncoderConfig, read_json_if_there};
 use super::embed::EmbedBackend;
 use super::encode::Encoder;
-use super::manifest::ModelSpec;
+use super::manifest::{Dtype, ModelSpec};
 use super::names::{self, Names};
 use super::pack::Pooling;
 use super::post_norm::PostNormEncoder;
 use super::sentence::SentenceConfig;
 use super::weights::{Format, Weights, file_error};
-use super::{LoadedModel, ModelInfo, tokenizer};
+use super::{Backend, LoadedModel, ModelInfo, tokenizer};
 use crate::Result;
 
 /// Loads a model onto a device: weights, tokenizer, and what clients may know of it.
@@ -30,10 +30,17 @@ use crate::Result;
 /// Blocks: reads all weights; tenths of a second for a small model.
 /// Errors: [`crate::Error::Tensor`] and [`crate::Error::ModelFile`], each naming the file and the thing.
 pub fn load(spec: &ModelSpec, device: &Device) -> Result<LoadedModel> {
+    load_for(spec, device, &LargestBatch::default())
+}
+
+/// [`load`] with the largest batch that is to come, for which a CUDA device takes its memory now.
+pub fn load_for(spec: &ModelSpec, device: &Device, largest: &LargestBatch) -> Result<LoadedModel> {
     let sentence = SentenceConfig::read(&spec.dir)?;
+    // The kernels' weights are cast on the way: they are read on the CPU.
+    let read_on = if half_type(spec, device).is_some() { &Device::Cpu } else { device };
     let weights = match spec.weights.as_slice() {
-        [] => Weights::open_dir(&sentence.transformer_dir, device)?,
-        files => Weights::open(files, device)?,
+        [] => Weights::open_dir(&sentence.transformer_dir, read_on)?,
+        files => Weights::open(files, read_on)?,
     };
     let (architecture, config) = encoder_config(spec, &sentence, &weights)?;
     let (tokenizer, tokenizer_file) = open_tokenizer(spec, &sentence, &weights)?;
@@ -61,13 +68,13 @@ pub fn load(spec: &ModelSpec, device: &Device) -> Result<LoadedModel> {
     };
     let (prompts, default_prompt) = prompts(spec, sentence.prompts, sentence.default_prompt)?;
 
-    let encoder = PostNormEncoder::load(&weights, &config)?;
+    let (backend, dtype) = backend(spec, device, largest, &weights, &config, pooling, max_seq_len)?;
     let info = ModelInfo {
         name: spec.name.clone(),
         version: spec.version.clone(),
         task: spec.task.clone(),
         architecture,
-        dtype: "f32".to_string(),
+        dtype: dtype.to_string(),
         device: crate::ops::device::name(device),
         hidden_size: config.hidden_size,
         vocab_size: config.vocab_size,
@@ -79,8 +86,63 @@ pub fn load(spec: &ModelSpec, device: &Device) -> Result<LoadedModel> {
         licence: spec.licence.clone(),
         created: modified(weights.path()),
     };
+    Ok(LoadedModel {
+        info: Arc::new(info),
+        encoder: Arc::new(Encoder::new(tokenizer, max_seq_len, config.vocab_size)),
+        backend,
+    })
+}
+
+/// The largest batch a model will get. A larger one is computed too; on a CUDA device its memory is taken then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LargestBatch {
+    pub max_batch_tokens: usize,
+    pub max_batch_size: usize,
+}
+
+impl Default for LargestBatch {
+    fn default() -> Self {
+        Self { max_batch_tokens: 16384, max_batch_size: 512 }
+    }
+}
+
+/// What the engine's kernels compute this model in: f16 unless the spec says otherwise; `None` where f32 is asked for
+/// or the device is no CUDA device.
+fn half_type(spec: &ModelSpec, device: &Device) -> Option<Dtype> {
+    let dtype = spec.dtype.unwrap_or(Dtype::F16);
+    (device.is_cuda() && dtype != Dtype::F32).then_some(dtype)
+}
+
+/// The model on its device, and the name of what it computes in.
+#[allow(clippy::too_many_arguments, reason = "each is a part of the one thing that is built")]
+fn backend(
+    spec: &ModelSpec,
+    device: &Device,
+    largest: &LargestBatch,
+    weights: &Weights,
+    config: &EncoderConfig,
+    pooling: Pooling,
+    max_seq_len: usize,
+) -> Result<(Arc<dyn Backend>, &'static str)> {
+    #[cfg(feature = "cuda")]
+    if let (Some(dtype), candle_core::DeviceLocation::Cuda { gpu_id }) = (half_type(spec, device), device.location()) {
+        use super::device_embed::{DeviceModel, supported};
+        use crate::ops::cuda::HalfType;
+
+        if let Err(reason) = supported(config) {
+            return Err(crate::Error::Forward {
+                model: spec.name.to_string(),
+                cause: format!("{reason}; dtype = \"f32\" does"),
+            });
+        }
+        let dtype = if dtype == Dtype::Bf16 { HalfType::Bf16 } else { HalfType::F16 };
+        let model = DeviceModel { name: &spec.name, weights, config, pooling, max_seq_len };
+        return Ok((Arc::new(model.load(gpu_id, dtype, largest)?), dtype.name()));
+    }
+    #[cfg(not(feature = "cuda"))]
+    let _ = largest;
     let backend = EmbedBackend {
-        encoder,
+        encoder: PostNormEncoder::load(weights, config)?,
         pooling,
         device: device.clone(),
         name: spec.name.clone(),
@@ -88,11 +150,7 @@ pub fn load(spec: &ModelSpec, device: &Device) -> Result<LoadedModel> {
         max_seq_len,
         hidden_size: config.hidden_size,
     };
-    Ok(LoadedModel {
-        info: Arc::new(info),
-        encoder: Arc::new(Encoder::new(tokenizer, max_seq_len, config.vocab_size)),
-        backend: Arc::new(backend),
-    })
+    Ok((Arc::new(backend), "f32"))
 }
 
 /// The architecture's name and the encoder's shape.

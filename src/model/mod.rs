@@ -4,6 +4,8 @@
 //! written against these two and can be tested with a model that computes nothing.
 
 pub mod config;
+#[cfg(feature = "cuda")]
+mod device_embed;
 mod embed;
 pub mod encode;
 mod encoder_weights;

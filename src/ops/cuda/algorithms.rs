@@ -78,7 +78,8 @@ fn write(file: &Path, kept: &Kept) -> std::io::Result<()> {
 
 /// A name as part of a file's name: "NVIDIA H100 80GB HBM3" becomes "nvidia-h100-80gb-hbm3".
 fn slug(name: &str) -> String {
-    let plain: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { ' ' }).collect();
+    let plain: String =
+        name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { ' ' }).collect();
     plain.split_whitespace().collect::<Vec<_>>().join("-")
 }
 
@@ -95,7 +96,8 @@ mod tests {
         algorithms.put("p".to_string(), [u64::MAX, 1, 2, 3, 4, 5, 6, 7]);
         algorithms.save();
         assert_eq!(open("NVIDIA H100", 13000, 130100).get("p"), Some([u64::MAX, 1, 2, 3, 4, 5, 6, 7]));
-        for other in [open("NVIDIA A100", 13000, 130100), open("NVIDIA H100", 12080, 130100), open("NVIDIA H100", 13000, 1)]
+        for other in
+            [open("NVIDIA A100", 13000, 130100), open("NVIDIA H100", 12080, 130100), open("NVIDIA H100", 13000, 1)]
         {
             assert_eq!(other.get("p"), None);
         }

@@ -204,7 +204,10 @@ mod tests {
             (AttentionArgs { distance_bias: span(2 * 1023 * 4 - 1), ..args() }, "distance_bias"),
             (AttentionArgs { cos: span(1 << 20), ..args() }, "cos and sin"),
             (AttentionArgs { cos: span(1 << 20), sin: span(512 * 16 * 4 - 1), ..args() }, "sin: expected 32768"),
-            (AttentionArgs { seq_capacity: 1 << 20, max_seqlen: 1 << 20, cu_seqlens: span(1 << 30), ..args() }, "blocks"),
+            (
+                AttentionArgs { seq_capacity: 1 << 20, max_seqlen: 1 << 20, cu_seqlens: span(1 << 30), ..args() },
+                "blocks",
+            ),
         ] {
             let error = bad.check().unwrap_err().to_string();
             assert!(error.starts_with("attention: ") && error.contains(part), "{error}");

@@ -448,7 +448,13 @@ impl Uploader<'_> {
         })
     }
 
-    fn linear(&mut self, linear: &LinearWeights, columns: usize, depth: usize, activation: Activation) -> Result<Linear> {
+    fn linear(
+        &mut self,
+        linear: &LinearWeights,
+        columns: usize,
+        depth: usize,
+        activation: Activation,
+    ) -> Result<Linear> {
         let after = After::of(activation);
         check_dims("encoder", "bias", &linear.bias, &[columns])?;
         Ok(Linear {

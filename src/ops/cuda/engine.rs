@@ -220,8 +220,9 @@ impl Shared {
     /// Sees to it that there is memory for a layout.
     fn reserve(&self, state: &mut State, layout: &Layout) -> Result<()> {
         let held = state.memory.as_ref().map(|memory| memory.largest);
-        if held.is_some_and(|held| held.token_capacity >= layout.token_capacity && held.seq_capacity >= layout.seq_capacity)
-        {
+        if held.is_some_and(|held| {
+            held.token_capacity >= layout.token_capacity && held.seq_capacity >= layout.seq_capacity
+        }) {
             return Ok(());
         }
         // Graphs hold the old addresses, and what is under way uses them.
@@ -270,8 +271,7 @@ impl Shared {
         slot.enqueue_upload(batch, layout, *upload, &self.compute)?;
         let spans = layout.spans(*upload, has_token_types)?;
         let max_seqlen = batch.max_seqlen().next_multiple_of(BLOCK_QUERIES).min(layout.token_capacity);
-        let mut forward =
-            || self.encoder.forward(&self.compute, gemm, &spans, layout, max_seqlen, scratch);
+        let mut forward = || self.encoder.forward(&self.compute, gemm, &spans, layout, max_seqlen, scratch);
         let Layout { token_capacity, seq_capacity, .. } = *layout;
         if token_capacity <= MAX_GRAPH_TOKENS {
             let key = GraphKey { token_capacity, seq_capacity, max_seqlen, has_token_types };

@@ -243,7 +243,12 @@ fn check(shape: GemmShape, operands: &GemmOperands) -> Result<()> {
     let GemmShape { rows, columns, depth, epilogue } = shape;
     for (operand, size) in [("rows", rows), ("columns", columns), ("depth", depth)] {
         if size == 0 || size > i32::MAX as usize {
-            return Err(Error::Shape { op: OP, operand, expected: "1 to 2147483647".to_string(), got: size.to_string() });
+            return Err(Error::Shape {
+                op: OP,
+                operand,
+                expected: "1 to 2147483647".to_string(),
+                got: size.to_string(),
+            });
         }
     }
     check_span(OP, "x", operands.x, rows * depth * HalfType::NUM_BYTES)?;

@@ -213,8 +213,7 @@ mod tests {
     fn a_batch_lies_where_the_spans_say() {
         let rows = [RowSpec { normalize: true, dimensions: 7 }, RowSpec { normalize: false, dimensions: 9 }];
         let (ids, types) = ([5, 6, 7], [0, 1, 0]);
-        let batch =
-            Batch { input_ids: &ids, token_type_ids: Some(&types), cu_seqlens: &[0, 1, 3], rows: &rows };
+        let batch = Batch { input_ids: &ids, token_type_ids: Some(&types), cu_seqlens: &[0, 1, 3], rows: &rows };
         batch.check().unwrap();
         let layout = Layout::of(&batch);
         assert_eq!((layout.token_capacity, layout.seq_capacity), (16, 2));

@@ -14,7 +14,7 @@ mod arena;
 pub mod attention;
 pub mod encoder;
 pub mod engine;
-mod gemm;
+pub mod gemm;
 mod graph;
 pub mod kernels;
 pub mod layout;
@@ -181,11 +181,9 @@ mod tests {
     fn spans_are_checked_by_name() {
         let span = Span { ptr: 256, num_bytes: 64 };
         assert!(check_span("op", "x", span, 64).is_ok());
-        for (bad, bytes, part) in [
-            (span, 65, "65 bytes"),
-            (Span { ptr: 264, ..span }, 8, "multiple of 16"),
-            (Span::NULL, 0, "null"),
-        ] {
+        for (bad, bytes, part) in
+            [(span, 65, "65 bytes"), (Span { ptr: 264, ..span }, 8, "multiple of 16"), (Span::NULL, 0, "null")]
+        {
             let error = check_span("op", "x", bad, bytes).unwrap_err().to_string();
             assert!(error.starts_with("op: x: ") && error.contains(part), "{error}");
         }

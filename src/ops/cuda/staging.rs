@@ -18,7 +18,8 @@ const FLAG_WORDS: usize = 4;
 pub struct Slot {
     upload: PinnedHostSlice<u32>,
     results: PinnedHostSlice<u32>,
-    device_results: Arena,
+    /// Owns what `device_span` points to.
+    _device_results: Arena,
     device_span: Span,
     seq_capacity: usize,
     hidden_size: usize,
@@ -65,7 +66,10 @@ impl Slot {
         // SAFETY: both are unset. The upload is written before it is copied (in write-combined memory, which the host
         // never reads); the results are read only after the copy into them has ended.
         let (upload, results) = unsafe {
-            (context.alloc_pinned::<u32>(largest.num_words(true))?, context.alloc_pinned_with_flags::<u32>(num_words, 0)?)
+            (
+                context.alloc_pinned::<u32>(largest.num_words(true))?,
+                context.alloc_pinned_with_flags::<u32>(num_words, 0)?,
+            )
         };
         let mut device_results = Arena::new(compute, num_words * WORD)?;
         // The first batch must find its flag at 0; later ones find what `enqueue_results` left.
@@ -76,7 +80,7 @@ impl Slot {
         Ok(Self {
             upload,
             results,
-            device_results,
+            _device_results: device_results,
             device_span,
             seq_capacity: largest.seq_capacity,
             hidden_size,
@@ -170,11 +174,6 @@ impl Slot {
             forward: between(uploaded, computed)?,
             download: between(computed, copied)?,
         })
-    }
-
-    /// Device bytes of the slot.
-    pub fn num_device_bytes(&self) -> usize {
-        self.device_results.num_bytes()
     }
 }
 

@@ -111,8 +111,7 @@ fn from_bits(dtype: HalfType, bits: u16) -> f32 {
 
 /// Noise that the 2-byte type holds exactly, so that both sides compute from the same values.
 fn rounded(dtype: HalfType, seed: u64, shape: &[usize]) -> Tensor {
-    let rounded: Vec<f32> =
-        values(&noise(seed, shape)).iter().map(|&x| from_bits(dtype, to_bits(dtype, x))).collect();
+    let rounded: Vec<f32> = values(&noise(seed, shape)).iter().map(|&x| from_bits(dtype, to_bits(dtype, x))).collect();
     Tensor::from_vec(rounded, shape, &Device::Cpu).unwrap()
 }
 
