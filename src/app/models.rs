@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use candle_core::Device;
-
 use crate::config::Ai;
-use crate::model::load::LargestBatch;
+use crate::model::LoadedModel;
+use crate::model::load::{Placement, load_for};
 use crate::model::manifest::BatchingOverrides;
 use crate::model::repository::{ModelEntry, Repository};
-use crate::model::{LoadedModel, load};
 use crate::ops::device::{self, DeviceSpec};
 use crate::request::ModelName;
 use crate::serve::Engine;
@@ -71,7 +69,8 @@ pub fn load_all(chosen: &[Chosen], ai: &Ai, engine: &Arc<Engine>) -> Result<()> 
     for Chosen { name, entry, version } in chosen {
         let start = std::time::Instant::now();
         entry.verify_files(*version)?;
-        let LoadedModel { info, encoder, backend } = load_one(entry, *version, ai, &device)?;
+        let LoadedModel { info, encoder, backend } =
+            load_for(&entry.spec(*version), &device, &placement(ai, &entry.batching()))?;
         tracing::info!(
             model = %name, version, architecture = info.architecture, device = info.device, dtype = info.dtype,
             max_seq_len = info.max_seq_len, seconds = start.elapsed().as_secs_f64(), "model loaded"
@@ -82,22 +81,13 @@ pub fn load_all(chosen: &[Chosen], ai: &Ai, engine: &Arc<Engine>) -> Result<()> 
     Ok(())
 }
 
-/// Loads a model onto the device. Where that was the settings' own choice and fails, onto the CPU instead: a slow
-/// server is found by its logs and metrics, one that does not start is missed by its clients.
-fn load_one(entry: &ModelEntry, version: u64, ai: &Ai, device: &Device) -> Result<LoadedModel> {
-    let (spec, settings, manifest) = (entry.spec(version), ai.limits(), entry.batching());
-    let largest = LargestBatch {
-        max_batch_tokens: manifest.max_batch_tokens.unwrap_or(settings.max_batch_tokens),
-        max_batch_size: manifest.max_batch_size.unwrap_or(settings.max_batch_size),
-    };
-    match load::load_for(&spec, device, &largest) {
-        Err(error @ (Error::Forward { .. } | Error::Internal { .. }))
-            if ai.device == DeviceSpec::Auto && device.is_cuda() =>
-        {
-            tracing::error!(model = %spec.name, %error, "device auto: computing on the CPU, the CUDA device failed");
-            load::load_for(&spec, &Device::Cpu, &largest)
-        }
-        loaded => loaded,
+/// What a device needs to know of the model before it is loaded.
+fn placement(ai: &Ai, manifest: &BatchingOverrides) -> Placement {
+    Placement {
+        max_batch_tokens: manifest.max_batch_tokens.unwrap_or(ai.max_batch_tokens),
+        max_batch_size: manifest.max_batch_size.unwrap_or(ai.max_batch_size),
+        cache_dir: ai.cache_dir(),
+        falls_back: ai.device == DeviceSpec::Auto,
     }
 }
 

@@ -196,6 +196,14 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         section: "ai",
+        name: "cache_dir",
+        alias: None,
+        effect: Effect::Restart,
+        field: |s| &mut s.ai.cache_dir,
+        doc: "Where the algorithms timed for a GPU's products are kept for the next start, a file for each GPU model and driver. Empty: `eremois` in the user's cache folder (XDG_CACHE_HOME, or else `.cache` in HOME); with neither of them, they are timed anew at every start.",
+    },
+    Key {
+        section: "ai",
         name: "default_model",
         alias: None,
         effect: Effect::Restart,

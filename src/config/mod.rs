@@ -69,6 +69,8 @@ pub struct Ai {
     pub models: Vec<String>,
     /// `None`: where [`crate::model::repository::Repository::locate`] finds it.
     pub models_dir: Option<PathBuf>,
+    /// `None`: see [`Ai::cache_dir`].
+    pub cache_dir: Option<PathBuf>,
     pub default_model: Option<String>,
     pub device: DeviceSpec,
     pub model_endpoint: Option<HttpUrl>,
@@ -81,6 +83,14 @@ pub struct Ai {
 }
 
 impl Ai {
+    /// The folder for what can be measured again: the setting, else `eremois` in the user's cache, if the system names
+    /// one.
+    pub fn cache_dir(&self) -> Option<PathBuf> {
+        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let user = || set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
+        self.cache_dir.clone().or_else(|| user().map(|cache| cache.join("eremois")))
+    }
+
     /// The batching limits of models whose manifest says nothing else.
     pub fn limits(&self) -> BatchLimits {
         BatchLimits {
@@ -125,6 +135,7 @@ impl Default for Settings {
             ai: Ai {
                 models: Vec::new(),
                 models_dir: None,
+                cache_dir: None,
                 default_model: None,
                 device: DeviceSpec::Auto,
                 model_endpoint: None,

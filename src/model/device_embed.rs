@@ -1,20 +1,19 @@
 //! The embedding head on a CUDA device: the engine's rows, and the proof that they are right.
 
-use std::path::PathBuf;
-
 use candle_core::{Device, Tensor};
 
 use super::config::EncoderConfig;
 use super::encoder_weights::EncoderWeights;
-use super::load::LargestBatch;
+use super::load::Placement;
 use super::pack::{PackedInput, Pooling, RowSpec};
 use super::post_norm::PostNormEncoder;
 use super::weights::Weights;
 use super::{Backend, InFlight, Rows};
 use crate::ops::CuSeqlens;
-use crate::ops::cuda::encoder::{DeviceEncoder, EncoderSizes};
+use crate::ops::cuda::encoder::DeviceEncoder;
 use crate::ops::cuda::engine::{Budget, Capacity, Engine, Pending};
 use crate::ops::cuda::layout::Batch;
+use crate::ops::cuda::sizes::EncoderSizes;
 use crate::ops::cuda::{Gpu, HalfType};
 use crate::ops::pool::pool;
 use crate::request::ModelName;
@@ -47,17 +46,17 @@ impl DeviceModel<'_> {
     /// Blocks: seconds for a large model.
     /// Errors: [`Error::Forward`] naming the model where its memory does not fit, a weight is beyond `dtype`, the
     /// device fails, or its rows are not the CPU's.
-    pub fn load(&self, ordinal: usize, dtype: HalfType, largest: &LargestBatch) -> Result<DeviceBackend> {
-        let backend = self.put(ordinal, dtype, largest).map_err(|e| failed(self.name, e))?;
+    pub fn load(&self, ordinal: usize, dtype: HalfType, placement: &Placement) -> Result<DeviceBackend> {
+        let backend = self.put(ordinal, dtype, placement).map_err(|e| failed(self.name, e))?;
         self.prove(&backend, dtype)?;
         Ok(backend)
     }
 
-    fn put(&self, ordinal: usize, dtype: HalfType, largest: &LargestBatch) -> Result<DeviceBackend> {
+    fn put(&self, ordinal: usize, dtype: HalfType, placement: &Placement) -> Result<DeviceBackend> {
         let (gpu, sizes) = (Gpu::open(ordinal)?, sizes(self.config));
         let capacity = Capacity {
-            max_batch_tokens: largest.max_batch_tokens.max(self.max_seq_len),
-            max_batch_size: largest.max_batch_size,
+            max_batch_tokens: placement.max_batch_tokens.max(self.max_seq_len),
+            max_batch_size: placement.max_batch_size,
         };
         let (budget, free) = (Budget::of(&sizes, &capacity), gpu.free_bytes()?);
         tracing::info!(model = %self.name, device = ordinal, %budget, free_mib = free >> 20, "device memory planned");
@@ -74,8 +73,7 @@ impl DeviceModel<'_> {
         let layers = (0..sizes.num_layers).map(|i| reader.layer(i));
         let encoder =
             DeviceEncoder::new(&gpu, &stream, dtype, sizes, reader.embedding()?, reader.distance_bias()?, layers)?;
-        let dir = cache_dir();
-        let engine = Engine::new(gpu, stream, encoder, self.pooling, capacity, dir.as_deref())?;
+        let engine = Engine::new(gpu, stream, encoder, self.pooling, capacity, placement.cache_dir.as_deref())?;
         Ok(DeviceBackend { engine, name: self.name.clone(), max_seq_len: self.max_seq_len })
     }
 
@@ -189,13 +187,6 @@ fn failed(name: &ModelName, error: Error) -> Error {
         Error::Internal { cause } => Error::Forward { model: name.to_string(), cause },
         other => other,
     }
-}
-
-/// Where timings of products are kept between starts: the user's cache; `None` where the system names none.
-fn cache_dir() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")))?;
-    Some(cache.join("eremois").join("gemm"))
 }
 
 /// Sequences of [`PROOF_LENGTHS`] with ids from all over the vocabulary.

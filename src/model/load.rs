@@ -17,7 +17,7 @@ use super::post_norm::PostNormEncoder;
 use super::sentence::SentenceConfig;
 use super::weights::{Format, Weights, file_error};
 use super::{Backend, LoadedModel, ModelInfo, tokenizer};
-use crate::Result;
+use crate::{Error, Result};
 
 /// Loads a model onto a device: weights, tokenizer, and what clients may know of it.
 ///
@@ -28,13 +28,24 @@ use crate::Result;
 /// `config_sentence_transformers.json`, with the spec's own put over them.
 ///
 /// Blocks: reads all weights; tenths of a second for a small model.
-/// Errors: [`crate::Error::Tensor`] and [`crate::Error::ModelFile`], each naming the file and the thing.
+/// Errors: [`Error::Tensor`] and [`Error::ModelFile`], each naming the file and the thing.
 pub fn load(spec: &ModelSpec, device: &Device) -> Result<LoadedModel> {
-    load_for(spec, device, &LargestBatch::default())
+    load_for(spec, device, &Placement::default())
 }
 
-/// [`load`] with the largest batch that is to come, for which a CUDA device takes its memory now.
-pub fn load_for(spec: &ModelSpec, device: &Device, largest: &LargestBatch) -> Result<LoadedModel> {
+/// [`load`] with what a device needs to know beforehand, and with what to do where it fails.
+pub fn load_for(spec: &ModelSpec, device: &Device, placement: &Placement) -> Result<LoadedModel> {
+    match load_on(spec, device, placement) {
+        // A slow server is found by its logs and metrics, one that does not start is missed by its clients.
+        Err(error @ (Error::Forward { .. } | Error::Internal { .. })) if placement.falls_back && device.is_cuda() => {
+            tracing::error!(model = %spec.name, %error, "computing on the CPU: the CUDA device failed");
+            load_on(spec, &Device::Cpu, placement)
+        }
+        loaded => loaded,
+    }
+}
+
+fn load_on(spec: &ModelSpec, device: &Device, placement: &Placement) -> Result<LoadedModel> {
     let sentence = SentenceConfig::read(&spec.dir)?;
     // The kernels' weights are cast on the way: they are read on the CPU.
     let read_on = if half_type(spec, device).is_some() { &Device::Cpu } else { device };
@@ -68,7 +79,7 @@ pub fn load_for(spec: &ModelSpec, device: &Device, largest: &LargestBatch) -> Re
     };
     let (prompts, default_prompt) = prompts(spec, sentence.prompts, sentence.default_prompt)?;
 
-    let (backend, dtype) = backend(spec, device, largest, &weights, &config, pooling, max_seq_len)?;
+    let (backend, dtype) = backend(spec, device, placement, &weights, &config, pooling, max_seq_len)?;
     let info = ModelInfo {
         name: spec.name.clone(),
         version: spec.version.clone(),
@@ -93,16 +104,22 @@ pub fn load_for(spec: &ModelSpec, device: &Device, largest: &LargestBatch) -> Re
     })
 }
 
-/// The largest batch a model will get. A larger one is computed too; on a CUDA device its memory is taken then.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LargestBatch {
+/// How a model takes its place on a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    /// Tokens of the largest batch to come. A larger one is computed too; a CUDA device takes its memory then.
     pub max_batch_tokens: usize,
+    /// Sequences of the largest batch to come.
     pub max_batch_size: usize,
+    /// Where algorithms timed for a CUDA device's products are kept between starts.
+    pub cache_dir: Option<PathBuf>,
+    /// Whether the CPU takes over where a CUDA device fails to load the model.
+    pub falls_back: bool,
 }
 
-impl Default for LargestBatch {
+impl Default for Placement {
     fn default() -> Self {
-        Self { max_batch_tokens: 16384, max_batch_size: 512 }
+        Self { max_batch_tokens: 16384, max_batch_size: 512, cache_dir: None, falls_back: false }
     }
 }
 
@@ -118,7 +135,7 @@ fn half_type(spec: &ModelSpec, device: &Device) -> Option<Dtype> {
 fn backend(
     spec: &ModelSpec,
     device: &Device,
-    largest: &LargestBatch,
+    placement: &Placement,
     weights: &Weights,
     config: &EncoderConfig,
     pooling: Pooling,
@@ -130,17 +147,17 @@ fn backend(
         use crate::ops::cuda::HalfType;
 
         if let Err(reason) = supported(config) {
-            return Err(crate::Error::Forward {
+            return Err(Error::Forward {
                 model: spec.name.to_string(),
                 cause: format!("{reason}; dtype = \"f32\" does"),
             });
         }
         let dtype = if dtype == Dtype::Bf16 { HalfType::Bf16 } else { HalfType::F16 };
         let model = DeviceModel { name: &spec.name, weights, config, pooling, max_seq_len };
-        return Ok((Arc::new(model.load(gpu_id, dtype, largest)?), dtype.name()));
+        return Ok((Arc::new(model.load(gpu_id, dtype, placement)?), dtype.name()));
     }
     #[cfg(not(feature = "cuda"))]
-    let _ = largest;
+    let _ = placement;
     let backend = EmbedBackend {
         encoder: PostNormEncoder::load(weights, config)?,
         pooling,
@@ -230,7 +247,7 @@ fn max_seq_len(spec: &ModelSpec, sentence: &SentenceConfig, config: &EncoderConf
     }
 }
 
-/// llama.cpp's number of a pooling. Errors: [`crate::Error::ModelFile`] for one that gives no embedding.
+/// llama.cpp's number of a pooling. Errors: [`Error::ModelFile`] for one that gives no embedding.
 fn gguf_pooling(weights: &Weights) -> Result<Option<Pooling>> {
     let Some(gguf) = weights.gguf().filter(|_| weights.format() == Format::Gguf) else { return Ok(None) };
     match gguf.number("bert.pooling_type")? {

@@ -18,10 +18,11 @@ use parking_lot::Mutex;
 
 use super::arena::Arena;
 use super::attention::BLOCK_QUERIES;
-use super::encoder::{DeviceEncoder, EncoderSizes, Scratch};
+use super::encoder::DeviceEncoder;
 use super::gemm::{Gemm, WORKSPACE_BYTES};
 use super::graph::Graphs;
 use super::layout::{Batch, Layout, WORD, seq_bucket, token_bucket, token_buckets};
+use super::sizes::{EncoderSizes, Scratch};
 use super::staging::{Slot, Times};
 use super::{Gpu, HalfType, Span};
 use crate::ops::pool::Pooling;

@@ -18,7 +18,9 @@ pub mod gemm;
 mod graph;
 pub mod kernels;
 pub mod layout;
+pub mod sizes;
 mod staging;
+mod weights;
 
 use std::sync::Arc;
 
