@@ -16,7 +16,7 @@ use criterion::{BatchSize, Criterion, Throughput};
 use eremois::Result;
 use eremois::model::encode::Encoding;
 use eremois::model::pack::{PackedInput, RowSpec};
-use eremois::model::{Backend, InFlight, LoadedModel, Rows};
+use eremois::model::{Backend, InFlight, LoadedModel, Placed, Rows};
 use eremois::request::{EmbedParams, Input, Request};
 use eremois::serve::batch::Batch;
 use eremois::serve::cost::CostModel;
@@ -73,7 +73,8 @@ fn main() {
 
 async fn engine() -> Arc<Engine> {
     let engine = Arc::new(Engine::new(None));
-    let model = LoadedModel { backend: Arc::new(NoOp), ..fake::model("no-op", 256).0 };
+    let backends = vec![Placed { device: "cpu".to_string(), backend: Arc::new(NoOp) }];
+    let model = LoadedModel { backends, ..fake::model("no-op", 256).0 };
     engine.add(model, limits()).unwrap();
     while engine.health()[0].1 != Health::Ready {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -166,6 +167,7 @@ fn push(gate: &Arc<Gate>, room: &Arc<Room>, num_inputs: usize) -> (Push, Handler
         row: RowSpec { normalize: true, dimensions: 1 },
         input_idx,
         pushed: now,
+        was_handed_over: false,
         client: client.clone(),
     };
     let tickets = (0..num_inputs).map(ticket).collect();

@@ -386,7 +386,7 @@ async fn a_panic_in_the_model_is_a_500_and_the_next_request_is_served() {
 async fn readiness_follows_the_models() {
     let server = plain().await;
     assert_eq!(ok(&server.get("/health/live").await), json!({"status": "live"}));
-    let ready = json!({"status": "ready", "models": [{"name": "fake", "status": "ready"}]});
+    let ready = json!({"status": "ready", "models": [{"name": "fake", "status": "ready", "devices": [{"name": "cpu", "status": "ready"}]}]});
     assert_eq!(ok(&server.get("/health/ready").await), ready);
 
     server.starting.store(true, Ordering::Relaxed);

@@ -300,7 +300,7 @@ fn embed(model: &LoadedModel, texts: &[String]) -> (Vec<Vec<f32>>, Vec<usize>) {
             let row = RowSpec { normalize: true, dimensions: model.info.hidden_size };
             batch.push(&encoding.input_ids, &encoding.token_type_ids, row);
         }
-        let result = model.backend.launch(batch).unwrap().finish().unwrap();
+        let result = model.backend().launch(batch).unwrap().finish().unwrap();
         rows.extend((0..texts.len()).map(|i| result.row(i).to_vec()));
     }
     (rows, lens)

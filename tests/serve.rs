@@ -158,7 +158,7 @@ async fn stepped(limits: BatchLimits, settings: Settings) -> (Arc<Engine>, Arc<C
     let engine = Arc::new(Engine::with_settings(None, settings));
     let (mut model, controls) = fake::model("fake", MAX_SEQ_LEN);
     let (step, words) = mpsc::channel();
-    model.backend = Arc::new(Stepped { inner: model.backend, words: Mutex::new(words) });
+    fake::wrap(&mut model, |inner| Stepped { inner, words: Mutex::new(words) });
     engine.add(model, limits).unwrap();
     for _ in 0..2 {
         step.send(()).unwrap(); // the warm-up's two batches
@@ -360,7 +360,7 @@ async fn warms_up_at_the_limits_before_it_is_ready() {
     let engine = Engine::with_settings(None, settings());
     let (mut model, controls) = fake::model("fake", MAX_SEQ_LEN);
     let (step, words) = mpsc::channel();
-    model.backend = Arc::new(Stepped { inner: model.backend, words: Mutex::new(words) });
+    fake::wrap(&mut model, |inner| Stepped { inner, words: Mutex::new(words) });
     engine.add(model, limits()).unwrap();
     assert_eq!(engine.health()[0].1, Health::Loading);
     assert!(matches!(engine.embed(ids(&[1])).await.unwrap_err(), Error::Loading { .. }));
@@ -456,7 +456,7 @@ async fn the_next_batch_is_launched_before_the_last_is_finished() {
     let events = Arc::new(Mutex::new(Vec::new()));
     let (step, words) = mpsc::channel();
     let words = Arc::new(Mutex::new(words));
-    model.backend = Arc::new(Asynchronous { inner: model.backend, events: events.clone(), words });
+    fake::wrap(&mut model, |inner| Asynchronous { inner, events: events.clone(), words });
     engine.add(model, limits()).unwrap();
     for _ in 0..2 {
         step.send(()).unwrap();

@@ -13,7 +13,7 @@ use super::ApiState;
 use super::docs::Refusals;
 use super::status::Fault;
 use crate::Error;
-use crate::serve::Health;
+use crate::serve::{Health, ModelHealth};
 
 /// The routes of health and metrics.
 pub fn routes() -> Router<ApiState> {
@@ -31,17 +31,40 @@ pub struct Readiness {
     /// "ready", or the state of the first model that is not.
     #[schema(example = "ready")]
     status: &'static str,
-    models: Vec<ModelHealth>,
+    models: Vec<ModelStatus>,
 }
 
 /// One model's part of the answer.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ModelHealth {
+pub struct ModelStatus {
     #[schema(example = "all-MiniLM-L6-v2")]
     name: String,
     /// "ready", "loading", "unhealthy" or "draining".
     #[schema(example = "ready")]
     status: &'static str,
+    /// Each device that computes the model. The model is ready while one of them is.
+    devices: Vec<DeviceStatus>,
+}
+
+/// One device's part of the answer.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct DeviceStatus {
+    #[schema(example = "cuda:0")]
+    name: String,
+    /// "ready", "loading" or "unhealthy".
+    #[schema(example = "ready")]
+    status: &'static str,
+}
+
+impl ModelStatus {
+    fn of(model: &ModelHealth) -> Self {
+        let device = |(name, health): &(String, Health)| DeviceStatus { name: name.clone(), status: word(health) };
+        Self {
+            name: model.model.to_string(),
+            status: word(&model.health),
+            devices: model.devices.iter().map(device).collect(),
+        }
+    }
 }
 
 fn word(health: &Health) -> &'static str {
@@ -59,24 +82,23 @@ pub async fn live() -> axum::Json<serde_json::Value> {
     axum::Json(json!({"status": "live"}))
 }
 
-/// Every model is warmed up and its device answers.
+/// Every model is warmed up and a device of it answers.
 #[utoipa::path(
     get, path = "/health/ready", tag = "operations",
     responses(
         (status = 200, description = "All models are ready", body = Readiness),
-        (status = 503, description = "At least one model is loading, unhealthy or draining", body = Readiness, example = json!({"status": "loading", "models": [{"name": "all-MiniLM-L6-v2", "status": "loading"}]})),
+        (status = 503, description = "At least one model is loading, unhealthy or draining", body = Readiness, example = json!({"status": "loading", "models": [{"name": "all-MiniLM-L6-v2", "status": "loading", "devices": [{"name": "cpu", "status": "loading"}]}]})),
     ),
 )]
 pub async fn ready(State(state): State<ApiState>) -> Response {
-    let health = state.engine.health();
-    let status = match health.iter().find(|(_, h)| *h != Health::Ready) {
-        Some((_, health)) => word(health),
+    let models = state.engine.models_health();
+    let status = match models.iter().find(|m| m.health != Health::Ready) {
+        Some(model) => word(&model.health),
         // All are ready that are there: the next is being read from disk.
-        None if health.is_empty() || state.is_starting() => "loading",
+        None if models.is_empty() || state.is_starting() => "loading",
         None => "ready",
     };
-    let models =
-        health.iter().map(|(name, health)| ModelHealth { name: name.to_string(), status: word(health) }).collect();
+    let models = models.iter().map(ModelStatus::of).collect();
     let code = if status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, axum::Json(Readiness { status, models })).into_response()
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use crate::config::Ai;
-use crate::model::LoadedModel;
 use crate::model::load::{Placement, load_for};
 use crate::model::manifest::BatchingOverrides;
 use crate::model::repository::{ModelEntry, Repository};
@@ -64,19 +63,18 @@ pub fn choose(ai: &Ai) -> Result<Vec<Chosen>> {
 /// Blocks: reads all weights.
 /// Errors: the first model's that fails; models before it are serving then.
 pub fn load_all(chosen: &[Chosen], ai: &Ai, engine: &Arc<Engine>) -> Result<()> {
-    // Several devices share the work in a later version: today the first one does it all.
-    let device = device::select(&ai.device)?.swap_remove(0);
+    let devices = device::select(&ai.device)?;
     for Chosen { name, entry, version } in chosen {
         let start = std::time::Instant::now();
         entry.verify_files(*version)?;
-        let LoadedModel { info, encoder, backend } =
-            load_for(&entry.spec(*version), &device, &placement(ai, &entry.batching()))?;
+        let model = load_for(&entry.spec(*version), &devices, &placement(ai, &entry.batching()))?;
+        let info = &model.info;
         tracing::info!(
             model = %name, version, architecture = info.architecture, device = info.device, dtype = info.dtype,
             max_seq_len = info.max_seq_len, seconds = start.elapsed().as_secs_f64(), "model loaded"
         );
         let limits = limits(&ai.limits(), &entry.batching(), name, info.max_seq_len);
-        engine.add(LoadedModel { info, encoder, backend }, limits)?;
+        engine.add(model, limits)?;
     }
     Ok(())
 }

@@ -216,7 +216,7 @@ pub const KEYS: &[Key] = &[
         alias: None,
         effect: Effect::Restart,
         field: |s| &mut s.ai.device,
-        doc: "What to compute on. `auto`: the first GPU where this build and this machine have one, else the CPU. `cuda`: the first GPU or none; `cuda:0,2`: those.",
+        doc: "What to compute on. `auto`: the first GPU where this build and this machine have one, else the CPU. `cuda`: the first GPU or none; `cuda:0,2`: those, which share the work of every model.",
     },
     Key {
         section: "ai",
@@ -256,7 +256,7 @@ pub const KEYS: &[Key] = &[
         alias: None,
         effect: Effect::Live,
         field: |s| &mut s.ai.max_queue_size,
-        doc: "Most inputs waiting for a model. A request that does not fit is answered 429 with a Retry-After.",
+        doc: "Most inputs waiting for a model, on all its devices together. A request that does not fit is answered 429 with a Retry-After.",
     },
     Key {
         section: "ai",
@@ -272,7 +272,7 @@ pub const KEYS: &[Key] = &[
         alias: None,
         effect: Effect::Restart,
         field: |s| &mut s.ai.device_timeout,
-        doc: "A device that works on one batch for longer than this counts as hung, and its model as not ready.",
+        doc: "A device that works on one batch for longer than this counts as hung, and its model as not ready if it has no other.",
     },
     Key {
         section: "log",

@@ -16,7 +16,8 @@ use super::pack::Pooling;
 use super::post_norm::PostNormEncoder;
 use super::sentence::SentenceConfig;
 use super::weights::{Format, Weights, file_error};
-use super::{Backend, LoadedModel, ModelInfo, tokenizer};
+use super::{Backend, LoadedModel, ModelInfo, Placed, tokenizer};
+use crate::ops::device;
 use crate::{Error, Result};
 
 /// Loads a model onto a device: weights, tokenizer, and what clients may know of it.
@@ -30,28 +31,30 @@ use crate::{Error, Result};
 /// Blocks: reads all weights; tenths of a second for a small model.
 /// Errors: [`Error::Tensor`] and [`Error::ModelFile`], each naming the file and the thing.
 pub fn load(spec: &ModelSpec, device: &Device) -> Result<LoadedModel> {
-    load_for(spec, device, &Placement::default())
+    load_for(spec, std::slice::from_ref(device), &Placement::default())
 }
 
-/// [`load`] with what a device needs to know beforehand, and with what to do where it fails.
-pub fn load_for(spec: &ModelSpec, device: &Device, placement: &Placement) -> Result<LoadedModel> {
-    match load_on(spec, device, placement) {
+/// [`load`] onto each of several devices, with what they need to know beforehand, and with what to do where one
+/// fails. `devices` is not empty. Files and tokenizer are opened once for all.
+///
+/// One device after another: the first to time its products leaves the result for the others of its kind.
+pub fn load_for(spec: &ModelSpec, devices: &[Device], placement: &Placement) -> Result<LoadedModel> {
+    let on_cuda = devices.iter().any(Device::is_cuda);
+    match load_on(spec, devices, placement) {
         // A slow server is found by its logs and metrics, one that does not start is missed by its clients.
-        Err(error @ (Error::Forward { .. } | Error::Internal { .. })) if placement.falls_back && device.is_cuda() => {
+        Err(error @ (Error::Forward { .. } | Error::Internal { .. })) if placement.falls_back && on_cuda => {
             tracing::error!(model = %spec.name, %error, "computing on the CPU: the CUDA device failed");
-            load_on(spec, &Device::Cpu, placement)
+            load_on(spec, &[Device::Cpu], placement)
         }
         loaded => loaded,
     }
 }
 
-fn load_on(spec: &ModelSpec, device: &Device, placement: &Placement) -> Result<LoadedModel> {
+fn load_on(spec: &ModelSpec, devices: &[Device], placement: &Placement) -> Result<LoadedModel> {
     let sentence = SentenceConfig::read(&spec.dir)?;
-    // The kernels' weights are cast on the way: they are read on the CPU.
-    let read_on = if half_type(spec, device).is_some() { &Device::Cpu } else { device };
     let weights = match spec.weights.as_slice() {
-        [] => Weights::open_dir(&sentence.transformer_dir, read_on)?,
-        files => Weights::open(files, read_on)?,
+        [] => Weights::open_dir(&sentence.transformer_dir, &Device::Cpu)?,
+        files => Weights::open(files, &Device::Cpu)?,
     };
     let (architecture, config) = encoder_config(spec, &sentence, &weights)?;
     let (tokenizer, tokenizer_file) = open_tokenizer(spec, &sentence, &weights)?;
@@ -79,14 +82,24 @@ fn load_on(spec: &ModelSpec, device: &Device, placement: &Placement) -> Result<L
     };
     let (prompts, default_prompt) = prompts(spec, sentence.prompts, sentence.default_prompt)?;
 
-    let (backend, dtype) = backend(spec, device, placement, &weights, &config, pooling, max_seq_len)?;
+    let mut backends = Vec::with_capacity(devices.len());
+    let mut dtype = "f32";
+    for device in devices {
+        // The kernels' weights are cast on the way: they are read on the CPU.
+        let read_on = if half_type(spec, device).is_some() { &Device::Cpu } else { device };
+        let weights = weights.on(read_on);
+        let (backend, its_dtype) = backend(spec, device, placement, &weights, &config, pooling, max_seq_len)?;
+        backends.push(Placed { device: device::name(device), backend });
+        // The same on all of them: it depends on the spec and on the kind of device.
+        dtype = its_dtype;
+    }
     let info = ModelInfo {
         name: spec.name.clone(),
         version: spec.version.clone(),
         task: spec.task.clone(),
         architecture,
         dtype: dtype.to_string(),
-        device: crate::ops::device::name(device),
+        device: device::names(devices),
         hidden_size: config.hidden_size,
         vocab_size: config.vocab_size,
         max_seq_len,
@@ -100,7 +113,7 @@ fn load_on(spec: &ModelSpec, device: &Device, placement: &Placement) -> Result<L
     Ok(LoadedModel {
         info: Arc::new(info),
         encoder: Arc::new(Encoder::new(tokenizer, max_seq_len, config.vocab_size)),
-        backend,
+        backends,
     })
 }
 

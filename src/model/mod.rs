@@ -33,7 +33,7 @@ use crate::request::ModelName;
 use encode::Encoder;
 use pack::PackedInput;
 
-/// A model on one device. Shared by the worker and by whoever asks what it is.
+/// Computes a model on one device. Shared by the worker and by whoever asks what it is.
 pub trait Backend: Send + Sync + 'static {
     /// Starts the forward of a packed batch and returns without waiting for the device where it can.
     ///
@@ -88,7 +88,7 @@ pub struct ModelInfo {
     pub architecture: String,
     /// "f32", "f16", "bf16": what is computed in, not what the file holds.
     pub dtype: String,
-    /// "cpu", "cuda:0".
+    /// "cpu", "cuda:0"; of several devices "cuda:0,1".
     pub device: String,
     pub hidden_size: usize,
     pub vocab_size: usize,
@@ -105,10 +105,26 @@ pub struct ModelInfo {
     pub created: u64,
 }
 
+/// A model on one device.
+#[derive(Clone)]
+pub struct Placed {
+    /// "cpu", "cuda:0".
+    pub device: String,
+    pub backend: Arc<dyn Backend>,
+}
+
 /// A model ready to serve.
 #[derive(Clone)]
 pub struct LoadedModel {
     pub info: Arc<ModelInfo>,
     pub encoder: Arc<Encoder>,
-    pub backend: Arc<dyn Backend>,
+    /// One a device, all of the same weights. Not empty.
+    pub backends: Vec<Placed>,
+}
+
+impl LoadedModel {
+    /// The model on its first device, for who needs no more than one.
+    pub fn backend(&self) -> &dyn Backend {
+        &*self.backends[0].backend
+    }
 }

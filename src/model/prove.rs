@@ -18,7 +18,8 @@ const TEXTS: [&str; 2] = ["proof", "The quick brown fox jumps over the lazy dog;
 /// Errors: the loader's, and [`Error::Forward`] for a result that is not finite or all zero: weights that
 /// have the right shapes and the wrong values.
 pub fn prove(spec: &ModelSpec) -> Result<std::sync::Arc<ModelInfo>> {
-    let LoadedModel { info, encoder, backend } = load(spec, &Device::Cpu)?;
+    let model = load(spec, &Device::Cpu)?;
+    let LoadedModel { info, encoder, .. } = &model;
     let mut batch = PackedInput::default();
     for text in TEXTS {
         let cut = Truncation::Cut(TruncationDirection::Right);
@@ -26,7 +27,7 @@ pub fn prove(spec: &ModelSpec) -> Result<std::sync::Arc<ModelInfo>> {
         let row = RowSpec { normalize: info.normalize, dimensions: info.hidden_size };
         batch.push(&encoding.input_ids, &encoding.token_type_ids, row);
     }
-    let rows = backend.launch(batch)?.finish()?;
+    let rows = model.backend().launch(batch)?.finish()?;
     let failed = |cause: &str| Error::Forward { model: spec.name.to_string(), cause: cause.to_string() };
     for i in 0..TEXTS.len() {
         let row = rows.row(i);
@@ -40,5 +41,5 @@ pub fn prove(spec: &ModelSpec) -> Result<std::sync::Arc<ModelInfo>> {
     if rows.row(0) == rows.row(1) {
         return Err(failed("two different texts have the same embedding"));
     }
-    Ok(info)
+    Ok(info.clone())
 }

@@ -6,6 +6,7 @@ pub mod safetensors;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
@@ -20,7 +21,8 @@ pub enum Format {
 
 /// A model's open weight files.
 pub struct Weights {
-    source: Source,
+    /// Shared by the views for several devices.
+    source: Arc<Source>,
     device: Device,
 }
 
@@ -46,7 +48,7 @@ impl Weights {
             [one] if is_gguf(one)? => Source::Gguf(gguf::GgufFile::open(one)?),
             _ => Source::Safetensors(safetensors::Shards::open(files)?),
         };
-        Ok(Self { source, device: device.clone() })
+        Ok(Self { source: Arc::new(source), device: device.clone() })
     }
 
     /// Finds a folder's weights and opens them: `model.safetensors`, else the shards that
@@ -60,15 +62,20 @@ impl Weights {
             Self::open(&[single], device)
         } else if index.is_file() {
             let source = Source::Safetensors(safetensors::Shards::open_index(&index)?);
-            Ok(Self { source, device: device.clone() })
+            Ok(Self { source: Arc::new(source), device: device.clone() })
         } else {
             Self::open(&[only_file(dir)?], device)
         }
     }
 
+    /// The same open files, read onto another device.
+    pub fn on(&self, device: &Device) -> Self {
+        Self { source: self.source.clone(), device: device.clone() }
+    }
+
     /// The format of the files.
     pub fn format(&self) -> Format {
-        match self.source {
+        match *self.source {
             Source::Safetensors(_) => Format::Safetensors,
             Source::Gguf(_) => Format::Gguf,
         }
@@ -76,7 +83,7 @@ impl Weights {
 
     /// The GGUF file's header, `None` for safetensors.
     pub fn gguf(&self) -> Option<&gguf::GgufFile> {
-        match &self.source {
+        match &*self.source {
             Source::Safetensors(_) => None,
             Source::Gguf(file) => Some(file),
         }
@@ -84,7 +91,7 @@ impl Weights {
 
     /// The file to name when the fault is the whole model's: the only one, the index, or the first shard.
     pub fn path(&self) -> &Path {
-        match &self.source {
+        match &*self.source {
             Source::Safetensors(shards) => shards.path(),
             Source::Gguf(file) => file.path(),
         }
@@ -92,7 +99,7 @@ impl Weights {
 
     /// Names of all tensors, in no order.
     pub fn names(&self) -> Vec<&str> {
-        match &self.source {
+        match &*self.source {
             Source::Safetensors(shards) => shards.names().collect(),
             Source::Gguf(file) => file.tensor_names().collect(),
         }
@@ -122,7 +129,7 @@ impl Weights {
             let got = format!("shape {:?}", found.shape);
             return Err(tensor_error(found.file, name, format!("shape {shape:?}"), got));
         }
-        let values = match &self.source {
+        let values = match &*self.source {
             Source::Safetensors(shards) => shards.read(name)?,
             Source::Gguf(file) => file.read(name)?,
         };
@@ -130,7 +137,7 @@ impl Weights {
     }
 
     fn find(&self, name: &str) -> Option<Found<'_>> {
-        match &self.source {
+        match &*self.source {
             Source::Safetensors(shards) => shards.find(name),
             Source::Gguf(file) => file.find(name),
         }

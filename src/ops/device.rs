@@ -95,6 +95,18 @@ pub fn name(device: &Device) -> String {
     }
 }
 
+/// The name of several devices: "cuda:0,1", the form in which an operator asks for them.
+pub fn names(devices: &[Device]) -> String {
+    let cuda = |device: &Device| match device.location() {
+        DeviceLocation::Cuda { gpu_id } => Some(gpu_id),
+        _ => None,
+    };
+    match devices.iter().map(cuda).collect::<Option<Vec<_>>>() {
+        Some(ordinals) if !ordinals.is_empty() => DeviceSpec::Cuda(ordinals).to_string(),
+        _ => devices.iter().map(name).collect::<Vec<_>>().join(","),
+    }
+}
+
 /// Opens one CUDA device or says why not. Tried by opening it: candle's `cuda_is_available` only looks
 /// at the feature, not at the machine.
 fn open_cuda(ordinal: usize) -> Result<Device, String> {
@@ -141,6 +153,7 @@ mod tests {
     #[test]
     fn cpu_and_auto_always_give_a_device() {
         assert_eq!(name(&select(&DeviceSpec::Cpu).unwrap()[0]), "cpu");
+        assert_eq!(names(&select(&DeviceSpec::Cpu).unwrap()), "cpu");
         assert_eq!(select(&DeviceSpec::Auto).unwrap().len(), 1);
     }
 

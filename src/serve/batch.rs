@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::dispatch::Load;
 use super::ticket::{Client, Ticket};
 use crate::model::pack::PackedInput;
 use crate::model::{Backend, InFlight, Rows};
@@ -23,6 +24,12 @@ pub struct Launched {
     pub launched: Instant,
     /// Time `launch` took: on a device that computes in it, the forward.
     pub launch_took: Duration,
+}
+
+impl Launched {
+    pub fn load(&self) -> Load {
+        Load { num_entries: self.batch.tickets.len(), num_tokens: self.num_tokens }
+    }
 }
 
 /// Why a batch has no rows.

@@ -61,6 +61,26 @@ impl Fit {
     }
 }
 
+/// The time of batches as a straight line: `base_s` each, and `per_token_s` for each token.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Line {
+    pub base_s: f64,
+    pub per_token_s: f64,
+}
+
+impl Line {
+    /// Seconds until so many entries with so many tokens are computed in batches as full as the limits allow.
+    pub fn seconds(&self, num_entries: usize, num_tokens: usize, limits: &BatchLimits) -> f64 {
+        self.seconds_of(num_entries as f64, num_tokens as f64, limits)
+    }
+
+    fn seconds_of(&self, num_entries: f64, num_tokens: f64, limits: &BatchLimits) -> f64 {
+        let by_size = num_entries / limits.max_batch_size.max(1) as f64;
+        let by_tokens = num_tokens / limits.max_batch_tokens.max(1) as f64;
+        self.base_s * by_size.max(by_tokens).ceil() + self.per_token_s * num_tokens
+    }
+}
+
 /// The newest fit, readable from any thread without a lock. Zero until the first batch.
 #[derive(Debug, Default)]
 pub struct CostModel {
@@ -83,6 +103,11 @@ impl CostModel {
         self.deviation_s.store(fit.deviation.to_bits(), Ordering::Relaxed);
     }
 
+    /// The line in force.
+    pub fn line(&self) -> Line {
+        Line { base_s: load(&self.base_s), per_token_s: load(&self.per_token_s) }
+    }
+
     /// Time of one batch of so many tokens.
     pub fn batch(&self, num_tokens: usize) -> Duration {
         seconds(load(&self.base_s) + load(&self.per_token_s) * num_tokens as f64)
@@ -98,10 +123,23 @@ impl CostModel {
     /// Time until so many waiting entries of the usual length are computed.
     pub fn backlog(&self, num_entries: usize, limits: &BatchLimits) -> Duration {
         let num_tokens = load(&self.tokens_per_entry) * num_entries as f64;
-        let by_size = num_entries as f64 / limits.max_batch_size.max(1) as f64;
-        let by_tokens = num_tokens / limits.max_batch_tokens.max(1) as f64;
-        let num_batches = by_size.max(by_tokens).ceil();
-        seconds(load(&self.base_s) * num_batches + load(&self.per_token_s) * num_tokens)
+        seconds(self.line().seconds_of(num_entries as f64, num_tokens, limits))
+    }
+
+    /// As [`CostModel::backlog`], for entries that several devices share: at once all of them work, each at its own
+    /// rate, and nothing is done before the fastest has done one entry. Zero without devices.
+    pub fn shared_backlog<'a>(
+        costs: impl Iterator<Item = &'a Self>,
+        num_entries: usize,
+        limits: &BatchLimits,
+    ) -> Duration {
+        let (mut rate, mut least) = (0.0, f64::INFINITY);
+        for cost in costs {
+            rate += 1.0 / cost.backlog(num_entries, limits).as_secs_f64();
+            least = least.min(cost.backlog(1, limits).as_secs_f64());
+        }
+        // A device that has learned nothing yet has an endless rate, and so no time is expected.
+        if rate == 0.0 { Duration::ZERO } else { seconds((1.0 / rate).max(least)) }
     }
 }
 
@@ -158,6 +196,27 @@ mod tests {
         close(cost.batch(200), 8.0);
         // 95 entries of 10 tokens each: ten batches' worth of tokens, less the part not filled.
         close(cost.backlog(95, &limits()), 38.0);
+    }
+
+    #[test]
+    fn devices_add_up_their_rates() {
+        let learned = |ms| {
+            let mut fit = Fit::default();
+            (0..50).for_each(|_| fit.learn(10, 100, Duration::from_millis(ms)));
+            let cost = CostModel::default();
+            cost.publish(&fit);
+            cost
+        };
+        let costs = [learned(4), learned(12)];
+        let all = |num_entries| CostModel::shared_backlog(costs.iter(), num_entries, &limits());
+        // 100 entries take 40 ms or 120 ms: together 30.
+        close(all(100), 30.0);
+        close(all(1), 0.4);
+        close(CostModel::shared_backlog(costs[1..].iter(), 100, &limits()), 120.0);
+        assert_eq!(CostModel::shared_backlog([].iter(), 100, &limits()), Duration::ZERO);
+        let unlearned = [CostModel::default(), learned(4)];
+        close(CostModel::shared_backlog(unlearned[1..].iter(), 100, &limits()), 40.0);
+        assert_eq!(CostModel::shared_backlog(unlearned.iter(), 100, &limits()), Duration::ZERO);
     }
 
     #[test]

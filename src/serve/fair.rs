@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::cost::CostModel;
+use super::dispatch::Load;
 use super::policy::{BatchLimits, Waiting};
 use super::queue::{Places, Push};
 use super::ticket::{Client, Gone, Ticket};
@@ -25,8 +26,9 @@ use crate::Error;
 pub struct Backlog {
     /// The front has the turn.
     requests: VecDeque<Waiter>,
-    num_entries: usize,
-    num_tokens: usize,
+    waiting: Load,
+    /// All that ever came.
+    pushed: Load,
     /// Tokens a turn. With at least the longest input's length every turn launches something, which is what
     /// makes the choice of the next entry O(1).
     quantum: usize,
@@ -61,8 +63,9 @@ impl Backlog {
     /// Adds a request at the end of the round.
     pub fn push(&mut self, push: Push) {
         let num_tokens = push.tickets.iter().map(Ticket::num_tokens).sum();
-        self.num_entries += push.tickets.len();
-        self.num_tokens += num_tokens;
+        let load = Load { num_entries: push.tickets.len(), num_tokens };
+        self.waiting += load;
+        self.pushed += load;
         let Push { client, tickets, places } = push;
         self.requests.push_back(Waiter { client, tickets: tickets.into(), places, num_tokens, credit: self.quantum });
     }
@@ -75,7 +78,12 @@ impl Backlog {
     /// rarely pass, and at 0 the age does not matter.
     pub fn waiting(&self) -> Waiting {
         let oldest = self.requests.front().and_then(|r| r.tickets.front()).map(|t| t.pushed);
-        Waiting { num_entries: self.num_entries, num_tokens: self.num_tokens, oldest }
+        Waiting { num_entries: self.waiting.num_entries, num_tokens: self.waiting.num_tokens, oldest }
+    }
+
+    /// All that came and waits no more, however it left.
+    pub fn left(&self) -> Load {
+        self.pushed - self.waiting
     }
 
     /// Takes the entries of the next batch, and drops on the way what nobody waits for.
@@ -121,8 +129,7 @@ impl Backlog {
             taken.tickets.extend(request.tickets.pop_front());
             let is_last = request.tickets.is_empty();
             total_tokens += len;
-            self.num_entries -= 1;
-            self.num_tokens -= len;
+            self.waiting = self.waiting - Load { num_entries: 1, num_tokens: len };
             if is_last {
                 self.requests.pop_front();
             }
@@ -132,19 +139,22 @@ impl Backlog {
 
     /// Answers everyone who waits with `error`. Returns the number of entries.
     pub fn fail_all(&mut self, error: &Error) -> usize {
-        let num_entries = self.num_entries;
-        while let Some(request) = self.requests.front() {
+        let num_entries = self.waiting.num_entries;
+        while let Some(request) = self.pop_request() {
             request.client.fail(error.clone());
-            self.drop_front();
         }
         num_entries
     }
 
+    /// Takes out what is left of the request whose turn it is.
+    pub fn pop_request(&mut self) -> Option<Push> {
+        let Waiter { client, tickets, places, num_tokens, credit: _ } = self.requests.pop_front()?;
+        self.waiting = self.waiting - Load { num_entries: tickets.len(), num_tokens };
+        Some(Push { client, tickets: tickets.into(), places })
+    }
+
     fn drop_front(&mut self) -> usize {
-        let Some(request) = self.requests.pop_front() else { return 0 };
-        self.num_entries -= request.tickets.len();
-        self.num_tokens -= request.num_tokens;
-        request.tickets.len()
+        self.pop_request().map_or(0, |request| request.tickets.len())
     }
 }
 
@@ -186,6 +196,7 @@ mod tests {
                 row: RowSpec { normalize: false, dimensions: 1 },
                 input_idx,
                 pushed: self.now,
+                was_handed_over: false,
                 client: client.clone(),
             };
             let tickets = lens.iter().enumerate().map(ticket).collect();
@@ -203,6 +214,7 @@ mod tests {
             assert_eq!(self.backlog.waiting().num_entries, self.room.num_taken());
             let tokens = self.backlog.requests.iter().flat_map(|r| &r.tickets).map(Ticket::num_tokens).sum::<usize>();
             assert_eq!(self.backlog.waiting().num_tokens, tokens);
+            assert_eq!(self.backlog.left() + self.backlog.waiting, self.backlog.pushed);
             taken.tickets.iter().map(|t| t.encoding.input_ids[0]).collect()
         }
 
@@ -303,5 +315,19 @@ mod tests {
             assert_eq!(answer.try_recv().unwrap().unwrap_err(), Error::Draining);
         }
         assert_eq!((desk.room.num_taken(), desk.gate.num_accepted()), (0, 0));
+        assert_eq!(desk.backlog.left(), Load { num_entries: 6, num_tokens: 6 });
+    }
+
+    #[test]
+    fn a_request_taken_out_keeps_its_entries_and_places() {
+        let mut desk = Desk::new(16);
+        let _answers = [desk.push(1, &[10, 10, 10], MINUTE), desk.push(2, &[5], MINUTE)];
+        assert_eq!(desk.take(1, 1000), [1]);
+        let push = desk.backlog.pop_request().unwrap();
+        let left: Vec<_> = push.tickets.iter().map(|t| t.input_idx).collect();
+        assert_eq!((left, desk.room.num_taken()), (vec![1, 2], 3));
+        assert_eq!(desk.backlog.waiting().num_entries, 1);
+        drop(push);
+        assert_eq!(desk.take(8, 1000), [2]);
     }
 }

@@ -1,11 +1,13 @@
-//! Whether a model takes requests: what its worker knows of the device, readable from any thread.
+//! Whether a model takes requests: what its workers know of their devices, readable from any thread.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// Whether a model takes requests, and why not.
+use crate::request::ModelName;
+
+/// Whether a model, or one of its devices, takes requests, and why not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {
     /// Warming up at the configured limits.
@@ -16,7 +18,48 @@ pub enum Health {
     Draining,
 }
 
-/// Set by the worker; asked by every request and by `/health/ready`.
+impl Health {
+    /// A model's health from its devices': ready while one is, so that a lost one costs speed and no more.
+    pub fn of_model(devices: &[(String, Health)]) -> Self {
+        if let [(_, only)] = devices {
+            return only.clone();
+        }
+        let find = |wanted| devices.iter().any(|(_, health)| *health == wanted);
+        if find(Self::Ready) {
+            return Self::Ready;
+        }
+        // One that is still warming up may be ready soon, whatever became of the others.
+        if find(Self::Loading) {
+            return Self::Loading;
+        }
+        let reason = |(name, health): &(String, Self)| match health {
+            Self::Unhealthy(reason) => Some(format!("{name}: {reason}")),
+            _ => None,
+        };
+        Self::Unhealthy(devices.iter().filter_map(reason).collect::<Vec<_>>().join("; "))
+    }
+}
+
+/// How good a place a device is for a request, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    Ready,
+    /// After a panic, until the device has passed a trial: milliseconds, worth waiting for where no device is ready.
+    Restarting,
+    /// Loading, unhealthy or hung: takes no request.
+    Down,
+}
+
+/// What `/health/ready` says of one model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelHealth {
+    pub model: ModelName,
+    pub health: Health,
+    /// Name and health of each device. Not empty.
+    pub devices: Vec<(String, Health)>,
+}
+
+/// One device's state. Set by its worker; asked by every request and by `/health/ready`.
 #[derive(Debug)]
 pub struct Vitals {
     state: AtomicU8,
@@ -73,25 +116,32 @@ impl Vitals {
     pub fn health(&self, now: Instant) -> Health {
         match self.state.load(Ordering::Acquire) {
             LOADING => Health::Loading,
-            READY if self.is_hung(now) => Health::Unhealthy(self.hung_reason()),
+            READY | RESTARTING if self.is_hung(now) => Health::Unhealthy(self.hung_reason()),
             READY => Health::Ready,
             _ => Health::Unhealthy(self.reason.lock().clone()),
         }
     }
 
-    /// Whether a request may be let in now; else what to tell it. Restarting takes milliseconds and is
-    /// worth waiting for, so that one bad input does not refuse its neighbours.
-    pub fn admits(&self, now: Instant) -> Result<(), Health> {
+    /// Whether requests may be sent to the device now. Takes no lock.
+    pub fn standing(&self, now: Instant) -> Standing {
         match self.state.load(Ordering::Acquire) {
-            READY | RESTARTING if !self.is_hung(now) => Ok(()),
-            READY | RESTARTING => Err(Health::Unhealthy(self.hung_reason())),
-            _ => Err(self.health(now)),
+            READY | RESTARTING if self.is_hung(now) => Standing::Down,
+            READY => Standing::Ready,
+            RESTARTING => Standing::Restarting,
+            _ => Standing::Down,
+        }
+    }
+
+    /// How long the device has been working on what it works on now; zero while it is idle.
+    pub fn busy_for(&self, now: Instant) -> Duration {
+        match self.busy_since_ns.load(Ordering::Acquire) {
+            0 => Duration::ZERO,
+            since => now.saturating_duration_since(self.epoch + Duration::from_nanos(since)),
         }
     }
 
     fn is_hung(&self, now: Instant) -> bool {
-        let since = self.busy_since_ns.load(Ordering::Acquire);
-        since != 0 && now.saturating_duration_since(self.epoch + Duration::from_nanos(since)) > self.device_timeout
+        self.busy_for(now) > self.device_timeout
     }
 
     fn hung_reason(&self) -> String {
@@ -112,21 +162,34 @@ mod tests {
         assert_eq!(vitals.health(start + Duration::from_secs(29)), Health::Ready);
         let late = start + Duration::from_secs(31);
         assert!(matches!(vitals.health(late), Health::Unhealthy(_)));
-        assert!(vitals.admits(late).is_err());
+        assert_eq!(vitals.standing(late), Standing::Down);
+        assert!(vitals.busy_for(late) >= Duration::from_secs(30));
         vitals.set_busy(None);
         assert_eq!(vitals.health(late), Health::Ready);
-        assert!(vitals.admits(late).is_ok());
+        assert_eq!((vitals.standing(late), vitals.busy_for(late)), (Standing::Ready, Duration::ZERO));
     }
 
     #[test]
     fn restarting_is_not_ready_but_lets_requests_wait() {
         let vitals = Vitals::new(Duration::from_secs(30));
         let now = Instant::now();
-        assert_eq!(vitals.admits(now), Err(Health::Loading));
+        assert_eq!((vitals.health(now), vitals.standing(now)), (Health::Loading, Standing::Down));
         vitals.set_restarting("panic".into());
         assert_eq!(vitals.health(now), Health::Unhealthy("panic".into()));
-        assert!(vitals.admits(now).is_ok());
+        assert_eq!(vitals.standing(now), Standing::Restarting);
         vitals.set_unhealthy("lost".into());
-        assert_eq!(vitals.admits(now), Err(Health::Unhealthy("lost".into())));
+        assert_eq!(vitals.health(now), Health::Unhealthy("lost".into()));
+        assert_eq!(vitals.standing(now), Standing::Down);
+    }
+
+    #[test]
+    fn a_model_is_ready_while_one_device_is() {
+        let lost = |name: &str| (name.to_string(), Health::Unhealthy("lost".into()));
+        let (ready, loading) = (("cuda:1".to_string(), Health::Ready), ("cuda:2".to_string(), Health::Loading));
+        assert_eq!(Health::of_model(&[lost("cuda:0"), ready]), Health::Ready);
+        assert_eq!(Health::of_model(&[lost("cuda:0"), loading]), Health::Loading);
+        let all = Health::of_model(&[lost("cuda:0"), lost("cuda:1")]);
+        assert_eq!(all, Health::Unhealthy("cuda:0: lost; cuda:1: lost".into()));
+        assert_eq!(Health::of_model(&[lost("cpu")]), Health::Unhealthy("lost".into()), "one needs no name");
     }
 }

@@ -1,4 +1,4 @@
-//! What this room counts and times. Handles are looked up once a model: recording is an atomic or two.
+//! What this room counts and times. Handles are looked up once a model and device: recording is an atomic or two.
 
 use std::time::Instant;
 
@@ -38,8 +38,12 @@ pub fn describe() {
         "Finishing a batch: waiting for an asynchronous device and copying the rows to the host"
     );
     describe_histogram!("eremois_reply_seconds", Unit::Seconds, "Handing the rows of a batch to their clients");
-    describe_counter!("eremois_inputs_total", Unit::Count, "Inputs computed and answered, by model");
-    describe_counter!("eremois_tokens_total", Unit::Count, "Tokens computed, special tokens included, by model");
+    describe_counter!("eremois_inputs_total", Unit::Count, "Inputs computed and answered, by model and device");
+    describe_counter!(
+        "eremois_tokens_total",
+        Unit::Count,
+        "Tokens computed, special tokens included, by model and device"
+    );
     describe_counter!("eremois_requests_total", Unit::Count, "Requests by model and outcome");
     describe_counter!("eremois_refused_total", Unit::Count, "Entries refused at the door, by model and reason");
     describe_counter!(
@@ -47,10 +51,32 @@ pub fn describe() {
         Unit::Count,
         "Entries dropped before launch: deadline passed or out of reach, or client gone, by model and reason"
     );
-    describe_counter!("eremois_batch_failures_total", Unit::Count, "Batches whose forward failed, by model and kind");
-    describe_counter!("eremois_worker_restarts_total", Unit::Count, "Recoveries of a worker from a panic, by model");
-    describe_counter!("eremois_heartbeats_total", Unit::Count, "Trials of an idle device, by model and outcome");
+    describe_counter!(
+        "eremois_batch_failures_total",
+        Unit::Count,
+        "Batches whose forward failed, by model, device and kind"
+    );
+    describe_counter!(
+        "eremois_worker_restarts_total",
+        Unit::Count,
+        "Recoveries of a worker from a panic, by model and device"
+    );
+    describe_counter!(
+        "eremois_heartbeats_total",
+        Unit::Count,
+        "Trials of an idle device, by model, device and outcome"
+    );
+    describe_counter!(
+        "eremois_handed_over_total",
+        Unit::Count,
+        "Entries that another device took over from one that failed, by model and the device that failed"
+    );
     describe_gauge!("eremois_model_ready", Unit::Count, "1 while the model takes requests, else 0");
+    describe_gauge!(
+        "eremois_device_ready",
+        Unit::Count,
+        "1 while the device passes its trials, else 0, by model and device"
+    );
 }
 
 /// How a request ended.
@@ -67,24 +93,30 @@ pub enum Outcome {
     Cancelled,
 }
 
-/// The handles of one model.
+/// The handles of one model: what happens before a device is chosen, and how it ends.
 pub struct ModelMetrics {
     pub queue_depth: Gauge,
+    pub tokenize: Histogram,
+    pub refused_full: Counter,
+    pub refused_late: Counter,
+    pub refused_unready: Counter,
+    pub refused_draining: Counter,
+    pub ready: Gauge,
+    outcomes: [Counter; 6],
+}
+
+/// The handles of one device of a model. What is labelled by model alone is counted by all of its devices together.
+pub struct DeviceMetrics {
     pub queue_wait: Histogram,
     pub batch_size: Histogram,
     pub batch_tokens: Histogram,
     pub batch_fill: Histogram,
-    pub tokenize: Histogram,
     pub pack: Histogram,
     pub forward: Histogram,
     pub copy: Histogram,
     pub reply: Histogram,
     pub inputs: Counter,
     pub tokens: Counter,
-    pub refused_full: Counter,
-    pub refused_late: Counter,
-    pub refused_unready: Counter,
-    pub refused_draining: Counter,
     pub expired_deadline: Counter,
     pub expired_closed: Counter,
     pub batches_failed: Counter,
@@ -92,8 +124,8 @@ pub struct ModelMetrics {
     pub restarts: Counter,
     pub heartbeats_ok: Counter,
     pub heartbeats_failed: Counter,
-    pub ready: Gauge,
-    outcomes: [Counter; 6],
+    pub handed_over: Counter,
+    pub device_ready: Gauge,
 }
 
 impl ModelMetrics {
@@ -103,36 +135,54 @@ impl ModelMetrics {
         let m = || model.to_string();
         let outcome = |name| counter!("eremois_requests_total", "model" => m(), "outcome" => name);
         let refused = |reason| counter!("eremois_refused_total", "model" => m(), "reason" => reason);
-        let expired = |reason| counter!("eremois_expired_total", "model" => m(), "reason" => reason);
-        let failures = |kind| counter!("eremois_batch_failures_total", "model" => m(), "kind" => kind);
-        let heartbeats = |outcome| counter!("eremois_heartbeats_total", "model" => m(), "outcome" => outcome);
         Self {
             queue_depth: gauge!("eremois_queue_depth", "model" => m()),
-            queue_wait: histogram!("eremois_queue_wait_seconds", "model" => m()),
-            batch_size: histogram!("eremois_batch_size", "model" => m()),
-            batch_tokens: histogram!("eremois_batch_tokens", "model" => m()),
-            batch_fill: histogram!("eremois_batch_fill_ratio", "model" => m()),
             tokenize: histogram!("eremois_tokenize_seconds", "model" => m()),
-            pack: histogram!("eremois_pack_seconds", "model" => m()),
-            forward: histogram!("eremois_forward_seconds", "model" => m()),
-            copy: histogram!("eremois_copy_seconds", "model" => m()),
-            reply: histogram!("eremois_reply_seconds", "model" => m()),
-            inputs: counter!("eremois_inputs_total", "model" => m()),
-            tokens: counter!("eremois_tokens_total", "model" => m()),
             refused_full: refused("full"),
             refused_late: refused("late"),
             refused_unready: refused("unready"),
             refused_draining: refused("draining"),
+            ready: gauge!("eremois_model_ready", "model" => m()),
+            // In the order of `Outcome`.
+            outcomes: ["ok", "invalid", "refused", "expired", "failed", "cancelled"].map(outcome),
+        }
+    }
+
+    pub fn outcome(&self, outcome: Outcome) {
+        self.outcomes[outcome as usize].increment(1);
+    }
+}
+
+impl DeviceMetrics {
+    /// Looks up the handles, once a device.
+    pub fn new(model: &str, device: &str) -> Self {
+        let (m, d) = (|| model.to_string(), || device.to_string());
+        let expired = |reason| counter!("eremois_expired_total", "model" => m(), "reason" => reason);
+        let failures = |kind| counter!("eremois_batch_failures_total", "model" => m(), "device" => d(), "kind" => kind);
+        let heartbeats =
+            |outcome| counter!("eremois_heartbeats_total", "model" => m(), "device" => d(), "outcome" => outcome);
+        let device_ready = gauge!("eremois_device_ready", "model" => m(), "device" => d());
+        device_ready.set(0.0);
+        Self {
+            queue_wait: histogram!("eremois_queue_wait_seconds", "model" => m(), "device" => d()),
+            batch_size: histogram!("eremois_batch_size", "model" => m(), "device" => d()),
+            batch_tokens: histogram!("eremois_batch_tokens", "model" => m(), "device" => d()),
+            batch_fill: histogram!("eremois_batch_fill_ratio", "model" => m(), "device" => d()),
+            pack: histogram!("eremois_pack_seconds", "model" => m(), "device" => d()),
+            forward: histogram!("eremois_forward_seconds", "model" => m(), "device" => d()),
+            copy: histogram!("eremois_copy_seconds", "model" => m(), "device" => d()),
+            reply: histogram!("eremois_reply_seconds", "model" => m(), "device" => d()),
+            inputs: counter!("eremois_inputs_total", "model" => m(), "device" => d()),
+            tokens: counter!("eremois_tokens_total", "model" => m(), "device" => d()),
             expired_deadline: expired("deadline"),
             expired_closed: expired("closed"),
             batches_failed: failures("error"),
             batches_panicked: failures("panic"),
-            restarts: counter!("eremois_worker_restarts_total", "model" => m()),
+            restarts: counter!("eremois_worker_restarts_total", "model" => m(), "device" => d()),
             heartbeats_ok: heartbeats("ok"),
             heartbeats_failed: heartbeats("failed"),
-            ready: gauge!("eremois_model_ready", "model" => m()),
-            // In the order of `Outcome`.
-            outcomes: ["ok", "invalid", "refused", "expired", "failed", "cancelled"].map(outcome),
+            handed_over: counter!("eremois_handed_over_total", "model" => m(), "device" => d()),
+            device_ready,
         }
     }
 
@@ -147,9 +197,5 @@ impl ModelMetrics {
         for ticket in &batch.tickets {
             self.queue_wait.record(launched.saturating_duration_since(ticket.pushed));
         }
-    }
-
-    pub fn outcome(&self, outcome: Outcome) {
-        self.outcomes[outcome as usize].increment(1);
     }
 }

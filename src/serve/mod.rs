@@ -2,7 +2,7 @@
 //! [`crate::model::Backend`].
 //!
 //! ```text
-//! handler ── Served::admit: gate, health, room ──▶ encoders ── Push ──▶ Worker
+//! handler ── Served::admit: gate, health, room ──▶ encoders ── Lanes::push: which device ──▶ Worker, one a device
 //!    ▲                                                                  Backlog::take ▶ Batch::pack ▶ launch
 //!    └────────────────── Client::complete ◀──────────────────────────── finish ◀─────────────────────────┘
 //! ```
@@ -12,14 +12,18 @@
 
 pub mod batch;
 pub mod cost;
+pub mod dispatch;
 pub mod encoders;
 pub mod fair;
+mod handover;
 mod health;
+mod lanes;
 pub mod metrics;
 pub mod policy;
 pub mod queue;
 mod recover;
 mod served;
+mod shared;
 pub mod ticket;
 mod trial;
 mod worker;
@@ -36,7 +40,7 @@ use crate::output::{Output, Token};
 use crate::request::{ModelName, Request};
 use crate::{Error, Result};
 use encoders::EncoderPool;
-pub use health::Health;
+pub use health::{Health, ModelHealth};
 use policy::BatchLimits;
 use queue::Gate;
 use served::Served;
@@ -79,15 +83,15 @@ impl Engine {
         Self { default_model, settings, models, encoders, gate }
     }
 
-    /// Starts the worker of one model: warm-up at the limits, then ready, then heartbeats. Returns at once;
-    /// until the warm-up is done the model's health is `Loading`.
+    /// Starts the workers of one model, one a device: warm-up at the limits, then ready, then heartbeats. Returns
+    /// at once; until the first device is warm the model's health is `Loading`.
     ///
     /// Errors: `Invalid` for limits the model cannot have and for a name served already; `Internal` if the
     /// system gives no thread.
     pub fn add(&self, model: LoadedModel, limits: BatchLimits) -> Result<()> {
         let mut pool = self.encoders.lock();
         let mut models = Vec::clone(&self.models.load());
-        if models.iter().any(|m| m.shared.info.name == model.info.name) {
+        if models.iter().any(|m| m.info.name == model.info.name) {
             let reason = format!("`{}` is served already", model.info.name);
             return Err(Error::Invalid { field: "models".to_string(), reason });
         }
@@ -95,7 +99,7 @@ impl Engine {
             Some(encoders) => encoders.clone(),
             None => pool.insert(Arc::new(EncoderPool::new(self.settings.num_encoders)?)).clone(),
         };
-        models.push(Arc::new(Served::start(model, limits, self.settings.clone(), self.gate.clone(), encoders)?));
+        models.push(Arc::new(Served::start(model, limits, &self.settings, self.gate.clone(), encoders)?));
         self.models.store(Arc::new(models));
         Ok(())
     }
@@ -138,7 +142,7 @@ impl Engine {
 
     /// What is served, default model first.
     pub fn models(&self) -> Vec<Arc<ModelInfo>> {
-        let mut infos: Vec<_> = self.models.load().iter().map(|m| m.shared.info.clone()).collect();
+        let mut infos: Vec<_> = self.models.load().iter().map(|m| m.info.clone()).collect();
         if let Some(default) = infos.iter().position(|info| Some(&*info.name) == self.default_model.as_deref()) {
             infos[..=default].rotate_right(1);
         }
@@ -147,12 +151,12 @@ impl Engine {
 
     /// One model's info. Errors: `UnknownModel`.
     pub fn model(&self, name: Option<&str>) -> Result<Arc<ModelInfo>> {
-        Ok(self.find(name)?.shared.info.clone())
+        Ok(self.find(name)?.info.clone())
     }
 
     /// One model's limits in force. Errors: `UnknownModel`.
     pub fn limits(&self, name: Option<&str>) -> Result<Arc<BatchLimits>> {
-        Ok(self.find(name)?.shared.limits.load_full())
+        Ok(self.find(name)?.limits.load_full())
     }
 
     /// Puts new limits in force for the requests admitted and the batches formed from now on, and logs old
@@ -161,25 +165,26 @@ impl Engine {
     /// Errors: `UnknownModel`; `Invalid` for limits the model cannot have, which changes nothing.
     pub fn set_limits(&self, name: &str, limits: BatchLimits) -> Result<()> {
         let served = self.find(Some(name))?;
-        limits.check(served.shared.info.max_seq_len)?;
+        limits.check(served.info.max_seq_len)?;
         let new = Arc::new(limits);
-        let old = served.shared.limits.swap(new.clone());
+        let old = served.limits.swap(new.clone());
         if old != new {
             tracing::info!(model = name, ?old, ?new, "batching limits changed");
             // A shorter delay may be over already.
-            served.wake();
+            served.lanes.wake();
         }
         Ok(())
     }
 
     /// Each model's name and health.
     pub fn health(&self) -> Vec<(ModelName, Health)> {
+        self.models_health().into_iter().map(|m| (m.model, m.health)).collect()
+    }
+
+    /// Each model's health, and that of its devices.
+    pub fn models_health(&self) -> Vec<ModelHealth> {
         let now = Instant::now();
-        let health = |m: &Arc<Served>| match self.gate.is_draining() {
-            true => Health::Draining,
-            false => m.shared.vitals.health(now),
-        };
-        self.models.load().iter().map(|m| (m.shared.info.name.clone(), health(m))).collect()
+        self.models.load().iter().map(|m| m.health(now)).collect()
     }
 
     /// Refuses new work with `Draining`, empties the queues until `deadline`, answers what is left with
@@ -191,7 +196,7 @@ impl Engine {
         }
         let num_left = self.gate.num_accepted();
         self.gate.abort();
-        self.models.load().iter().for_each(|m| m.wake());
+        self.models.load().iter().for_each(|m| m.lanes.wake());
         // The workers answer as soon as their batch is done. One that hangs in its device never does: nobody
         // can answer for what is on the device, so the wait has an end.
         let _ = tokio::time::timeout(LAST_ANSWERS, self.gate.emptied()).await;
@@ -203,11 +208,11 @@ impl Engine {
         let models = self.models.load();
         let wanted = name.or(self.default_model.as_deref());
         let found = match wanted {
-            Some(wanted) => models.iter().find(|m| &*m.shared.info.name == wanted),
+            Some(wanted) => models.iter().find(|m| &*m.info.name == wanted),
             None => models.first(),
         };
         found.cloned().ok_or_else(|| {
-            let names: Vec<&str> = models.iter().map(|m| &*m.shared.info.name).collect();
+            let names: Vec<&str> = models.iter().map(|m| &*m.info.name).collect();
             let served = if names.is_empty() { "none".to_string() } else { names.join(", ") };
             Error::UnknownModel { model: wanted.unwrap_or("(default)").to_string(), served }
         })

@@ -15,7 +15,7 @@ use super::ticket::{Client, Ticket};
 /// a request holds its places from before it is tokenised: the encoders' backlog is bounded by the same limit.
 pub struct Room {
     num_taken: AtomicUsize,
-    /// Requests that hold places.
+    /// Requests that hold places; the parts of one on several devices count one by one.
     num_requests: AtomicUsize,
     /// Shows `num_taken`. Moved by differences, so that it ends at the truth in whatever order threads move it.
     depth: Gauge,
@@ -37,7 +37,8 @@ impl Room {
         self.num_taken.load(Ordering::Relaxed)
     }
 
-    /// Requests that hold places now.
+    /// Requests that hold places now. One whose entries wait for several devices counts once for each, as it takes
+    /// its turns there.
     pub fn num_requests(&self) -> usize {
         self.num_requests.load(Ordering::Relaxed)
     }
@@ -67,6 +68,14 @@ impl Places {
             self.room.num_taken.fetch_sub(count, Ordering::Relaxed);
             self.room.depth.decrement(count as f64);
         }
+    }
+
+    /// Takes `count` of the places out, for a part of the request that waits elsewhere. Capped at those held.
+    pub fn split(&mut self, count: usize) -> Self {
+        let count = count.min(self.count);
+        self.count -= count;
+        self.room.num_requests.fetch_add(1, Ordering::Relaxed);
+        Self { room: self.room.clone(), count }
     }
 }
 
@@ -147,7 +156,7 @@ impl Drop for Accepted {
     }
 }
 
-/// A whole request as the worker receives it: all its entries at once.
+/// A request as a worker receives it: all its entries at once, or, of a long one, those that are this device's part.
 pub struct Push {
     pub client: Arc<Client>,
     /// Not empty; all of `client`.
@@ -186,6 +195,18 @@ mod tests {
         drop((first, second));
         assert_eq!((room.num_taken(), room.num_requests()), (0, 0));
         assert!(room.reserve(usize::MAX, 4).is_err(), "no overflow");
+    }
+
+    #[test]
+    fn places_that_are_split_are_neither_more_nor_fewer() {
+        let room = Arc::new(Room::default());
+        let mut places = room.reserve(5, 5).unwrap();
+        let parts = [places.split(2), places.split(9)];
+        assert_eq!((room.num_taken(), room.num_requests()), (5, 3));
+        drop(places);
+        assert_eq!((room.num_taken(), room.num_requests()), (5, 2));
+        drop(parts);
+        assert_eq!((room.num_taken(), room.num_requests()), (0, 0));
     }
 
     #[test]

@@ -10,9 +10,9 @@ use crate::Error;
 impl Worker {
     /// After a batch without rows: finds out whether the device or an input is at fault.
     ///
-    /// A device that fails a trial fails the batch. Otherwise the batch is halved by requests and each half
-    /// tried again, so that a bad input fails its own request and no neighbour. Of `n` requests at most
-    /// 2n - 1 batches are launched, and 2 log2(n) for one bad one.
+    /// A device that fails a trial fails the batch, or loses it to another device. Otherwise the batch is halved
+    /// by requests and each half tried again, so that a bad input fails its own request and no neighbour. Of `n`
+    /// requests at most 2n - 1 batches are launched, and 2 log2(n) for one bad one.
     pub(super) fn recover(&mut self, batch: Batch, failure: &Failure) {
         let model = &self.shared.info.name;
         let cause = failure.cause().to_string();
@@ -26,7 +26,7 @@ impl Worker {
             }
         }
         if !self.try_device() {
-            return batch.fail(&error);
+            return self.hand_over(batch, &error);
         }
         match batch.split() {
             Err(batch) => batch.fail(&error),
@@ -60,7 +60,7 @@ impl Worker {
         self.shared.tried(&result);
         if let Err(reason) = result {
             let model = self.shared.info.name.to_string();
-            self.backlog.fail_all(&Error::Unhealthy { model, reason });
+            self.hand_over_backlog(&Error::Unhealthy { model, reason });
         }
         !self.is_suspect
     }

@@ -1,22 +1,19 @@
-//! One model being served: the way of its requests to the worker and back.
+//! One model being served: the way of its requests to its devices and back.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use crossbeam::channel::Sender;
 use tokio::sync::oneshot;
 
 use super::Settings;
-use super::cost::CostModel;
 use super::encoders::EncoderPool;
-use super::health::{Health, Vitals};
+use super::health::{Health, ModelHealth};
+use super::lanes::Lanes;
 use super::metrics::{ModelMetrics, Outcome};
 use super::policy::BatchLimits;
-use super::queue::{self, Accepted, Gate, Message, Places, Push, Room};
+use super::queue::{Accepted, Gate, Places, Push, Room};
 use super::ticket::{Client, Ticket};
-use super::worker::Worker;
 use crate::model::encode::{Encoder, Encoding};
 use crate::model::pack::RowSpec;
 use crate::model::{LoadedModel, ModelInfo};
@@ -32,104 +29,54 @@ const INLINE_IDS: usize = 16 << 10;
 /// under way, and for the estimate's error: it is of texts of the usual length.
 const LATEST: f64 = 0.8;
 
-/// What a model's handlers, encoders and worker all see.
-pub struct Shared {
-    pub info: Arc<ModelInfo>,
-    pub limits: ArcSwap<BatchLimits>,
-    pub settings: Settings,
-    pub gate: Arc<Gate>,
-    /// Bounds the entries being tokenised or waiting for the device.
-    pub room: Arc<Room>,
-    /// Bounds the texts and id lists of `tokenize` and `decode`, which no device waits for.
-    pub text_room: Arc<Room>,
-    pub cost: CostModel,
-    pub vitals: Vitals,
-    pub metrics: ModelMetrics,
-    is_warm: AtomicBool,
-}
-
-impl Shared {
-    pub fn is_warm(&self) -> bool {
-        self.is_warm.load(Ordering::Relaxed)
-    }
-
-    /// Notes the outcome of a trial, and logs it where it changes something.
-    pub fn tried(&self, result: &Result<(), String>) {
-        let model = &self.info.name;
-        let before = self.vitals.health(Instant::now());
-        match result {
-            Ok(()) => {
-                self.metrics.heartbeats_ok.increment(1);
-                self.metrics.ready.set(1.0);
-                self.vitals.set_ready();
-                self.is_warm.store(true, Ordering::Relaxed);
-                if before != Health::Ready {
-                    tracing::info!(%model, "ready");
-                }
-            }
-            Err(reason) => {
-                self.metrics.heartbeats_failed.increment(1);
-                self.metrics.ready.set(0.0);
-                if before != Health::Unhealthy(reason.clone()) {
-                    tracing::error!(%model, reason, "the device failed a trial; requests are refused until it passes");
-                }
-                self.vitals.set_unhealthy(reason.clone());
-            }
-        }
-    }
-}
-
-/// A model with its worker.
+/// A model with its workers.
 pub struct Served {
-    pub shared: Arc<Shared>,
+    pub info: Arc<ModelInfo>,
+    /// Of each device's batches, and of the queue they share.
+    pub limits: Arc<ArcSwap<BatchLimits>>,
+    /// The devices. Encoders at work hold it too, the workers do not.
+    pub lanes: Arc<Lanes>,
+    gate: Arc<Gate>,
+    /// Bounds the entries being tokenised or waiting for a device.
+    room: Arc<Room>,
+    /// Bounds the texts and id lists of `tokenize` and `decode`, which no device waits for.
+    text_room: Arc<Room>,
+    metrics: ModelMetrics,
     encoder: Arc<Encoder>,
     encoders: Arc<EncoderPool>,
-    /// The worker holds the other end; it ends when this is dropped.
-    inbox: Sender<Message>,
 }
 
 impl Served {
-    /// Starts the worker, which warms the device up and then takes requests.
+    /// Starts the workers, one a device, each of which warms its device up and then takes requests.
     pub fn start(
         model: LoadedModel,
         limits: BatchLimits,
-        settings: Settings,
+        settings: &Settings,
         gate: Arc<Gate>,
         encoders: Arc<EncoderPool>,
     ) -> Result<Self> {
-        limits.check(model.info.max_seq_len)?;
-        let metrics = ModelMetrics::new(&model.info.name);
-        let shared = Arc::new(Shared {
-            room: Arc::new(Room::new(metrics.queue_depth.clone())),
-            metrics,
-            info: model.info,
-            limits: ArcSwap::from_pointee(limits),
-            vitals: Vitals::new(settings.device_timeout),
-            settings,
-            gate,
-            text_room: Arc::default(),
-            cost: CostModel::default(),
-            is_warm: AtomicBool::new(false),
-        });
-        shared.metrics.ready.set(0.0);
-        let (inbox, messages) = queue::channel();
-        let worker = Worker::new(shared.clone(), model.backend, messages);
-        std::thread::Builder::new()
-            .name(format!("worker-{}", shared.info.name))
-            .spawn(move || worker.run())
-            .map_err(|e| Error::Internal { cause: format!("no thread for a worker: {e}") })?;
-        Ok(Self { shared, encoder: model.encoder, encoders, inbox })
+        let LoadedModel { info, encoder, backends } = model;
+        limits.check(info.max_seq_len)?;
+        let metrics = ModelMetrics::new(&info.name);
+        let limits = Arc::new(ArcSwap::from_pointee(limits));
+        let room = Arc::new(Room::new(metrics.queue_depth.clone()));
+        let lanes = Lanes::start(&info, backends, &limits, settings, &gate, &room, &metrics)?;
+        Ok(Self { info, limits, lanes, gate, room, text_room: Arc::default(), metrics, encoder, encoders })
     }
 
-    /// Makes the worker look at what changed.
-    pub fn wake(&self) {
-        // Fails only if the worker has ended, and then there is nothing to see.
-        let _ = self.inbox.send(Message::Wake);
+    /// The state of the model and of each of its devices.
+    pub fn health(&self, now: Instant) -> ModelHealth {
+        let devices = self.lanes.health(now);
+        let health = match self.gate.is_draining() {
+            true => Health::Draining,
+            false => Health::of_model(&devices),
+        };
+        ModelHealth { model: self.info.name.clone(), health, devices }
     }
 
     /// See [`super::Engine::embed`].
     pub async fn embed(&self, request: Request, start: Instant) -> Result<Output> {
-        let mut ending = Ending { metrics: &self.shared.metrics, outcome: Outcome::Cancelled };
+        let mut ending = Ending { metrics: &self.metrics, outcome: Outcome::Cancelled };
         let result = self.embed_uncounted(request, start).await;
         ending.outcome = outcome_of(&result);
         result
@@ -137,7 +84,7 @@ impl Served {
 
     async fn embed_uncounted(&self, request: Request, start: Instant) -> Result<Output> {
         let Request { model: _, inputs, params, deadline } = request;
-        let form = Form::of(&self.shared.info, &params)?;
+        let form = Form::of(&self.info, &params)?;
         let num_inputs = inputs.len();
         let (accepted, places) = self.admit(num_inputs, start, deadline)?;
         let (client, answer) = Client::new(num_inputs, start, deadline, accepted);
@@ -167,10 +114,10 @@ impl Served {
             inference: answer.inference,
             total: start.elapsed(),
         };
-        Ok(Output { model: self.shared.info.name.clone(), rows: answer.rows, usage: answer.usage, phases })
+        Ok(Output { model: self.info.name.clone(), rows: answer.rows, usage: answer.usage, phases })
     }
 
-    /// What becomes of a request's encodings: all its entries go to the worker at once, from whichever thread
+    /// What becomes of a request's encodings: all its entries go to the devices at once, from whichever thread
     /// finished the last one. That is one thread crossing less than through the handler.
     fn pusher(
         &self,
@@ -179,8 +126,7 @@ impl Served {
         row: RowSpec,
         start: Instant,
     ) -> impl FnOnce(Result<Vec<Encoding>>) + Send + use<> {
-        let inbox = self.inbox.clone();
-        let shared = self.shared.clone();
+        let (lanes, tokenize) = (self.lanes.clone(), self.metrics.tokenize.clone());
         move |encodings| {
             let encodings = match encodings {
                 Ok(encodings) => encodings,
@@ -188,36 +134,37 @@ impl Served {
             };
             let pushed = Instant::now();
             let took = pushed - start;
-            shared.metrics.tokenize.record(took);
+            tokenize.record(took);
             let usage = encodings.iter().fold(Usage::default(), |sum, e| Usage {
                 num_tokens: sum.num_tokens + e.input_ids.len(),
                 num_chars: sum.num_chars + e.num_chars,
             });
             client.encoded(usage, took);
-            let ticket = |(input_idx, encoding)| Ticket { encoding, row, input_idx, pushed, client: client.clone() };
+            let ticket = |(input_idx, encoding)| {
+                let client = client.clone();
+                Ticket { encoding, row, input_idx, pushed, was_handed_over: false, client }
+            };
             let tickets = encodings.into_iter().enumerate().map(ticket).collect();
-            // If the worker has ended the message is dropped, and with its tickets the client learns of it.
-            let _ = inbox.send(Message::Push(Push { client, tickets, places }));
+            lanes.push(Push { client, tickets, places });
         }
     }
 
     /// Lets a request in, whole, or says why not.
     fn admit(&self, num_inputs: usize, now: Instant, deadline: Instant) -> Result<(Accepted, Places)> {
-        let shared = &self.shared;
         if num_inputs == 0 {
             return Err(Error::Empty { field: "input".to_string() });
         }
         let accepted = self.enter(num_inputs)?;
-        shared.vitals.admits(now).map_err(|health| {
-            shared.metrics.refused_unready.increment(num_inputs as u64);
-            let model = shared.info.name.to_string();
+        self.lanes.admits(now).map_err(|health| {
+            self.metrics.refused_unready.increment(num_inputs as u64);
+            let model = self.info.name.to_string();
             match health {
                 Health::Unhealthy(reason) => Error::Unhealthy { model, reason },
                 _ => Error::Loading { model },
             }
         })?;
         self.expect_in_time(num_inputs, now, deadline)?;
-        let places = self.reserve(&shared.room, "input", num_inputs)?;
+        let places = self.reserve(&self.room, "input", num_inputs)?;
         Ok((accepted, places))
     }
 
@@ -227,24 +174,23 @@ impl Served {
     /// Requests take turns, so that before this one's n-th entry goes at most n of every other's.
     /// Errors: `Overloaded`. Never while nothing waits: then the device decides.
     fn expect_in_time(&self, num_inputs: usize, now: Instant, deadline: Instant) -> Result<()> {
-        let shared = &self.shared;
-        let num_taken = shared.room.num_taken();
-        let num_ahead = num_taken.min(shared.room.num_requests().saturating_mul(num_inputs));
+        let num_taken = self.room.num_taken();
+        let num_ahead = num_taken.min(self.room.num_requests().saturating_mul(num_inputs));
         let timeout = deadline.saturating_duration_since(now);
-        let limits = shared.limits.load();
-        let expected = shared.cost.backlog(num_ahead.saturating_add(num_inputs), &limits);
+        let limits = self.limits.load();
+        let expected = self.lanes.backlog(num_ahead.saturating_add(num_inputs), &limits, now);
         if num_ahead == 0 || expected <= timeout.mul_f64(LATEST) {
             return Ok(());
         }
-        shared.metrics.refused_late.increment(num_inputs as u64);
-        let retry_after = shared.cost.backlog(num_taken, &limits);
-        Err(Error::Overloaded { model: shared.info.name.to_string(), expected, timeout, retry_after })
+        self.metrics.refused_late.increment(num_inputs as u64);
+        let retry_after = self.lanes.backlog(num_taken, &limits, now);
+        Err(Error::Overloaded { model: self.info.name.to_string(), expected, timeout, retry_after })
     }
 
     /// Through the gate.
     pub fn enter(&self, num_items: usize) -> Result<Accepted> {
-        self.shared.gate.enter(num_items).ok_or_else(|| {
-            self.shared.metrics.refused_draining.increment(num_items as u64);
+        self.gate.enter(num_items).ok_or_else(|| {
+            self.metrics.refused_draining.increment(num_items as u64);
             Error::Draining
         })
     }
@@ -254,17 +200,17 @@ impl Served {
     /// Errors: `TooLarge` if they would not fit an empty queue, else `QueueFull` with the time in which
     /// what waits now is computed.
     pub fn reserve(&self, room: &Arc<Room>, field: &str, num_items: usize) -> Result<Places> {
-        let limits = self.shared.limits.load();
+        let limits = self.limits.load();
         let limit = limits.max_queue_size;
         if num_items > limit {
             return Err(Error::TooLarge { field: field.to_string(), got: num_items, limit, unit: "inputs" });
         }
         room.reserve(num_items, limit).map_err(|num_taken| {
-            self.shared.metrics.refused_full.increment(num_items as u64);
+            self.metrics.refused_full.increment(num_items as u64);
             // All that waits, not only what must go before this fits: who comes back at the first free place
             // meets everybody else who was refused.
-            let retry_after = self.shared.cost.backlog(num_taken, &limits);
-            Error::QueueFull { model: self.shared.info.name.to_string(), limit, retry_after }
+            let retry_after = self.lanes.backlog(num_taken, &limits, Instant::now());
+            Error::QueueFull { model: self.info.name.to_string(), limit, retry_after }
         })
     }
 
@@ -284,7 +230,7 @@ impl Served {
             return Err(Error::Empty { field: field.to_string() });
         }
         let accepted = self.enter(items.len())?;
-        let places = self.reserve(&self.shared.text_room, field, items.len())?;
+        let places = self.reserve(&self.text_room, field, items.len())?;
         let encoder = self.encoder.clone();
         let (reply, answer) = oneshot::channel();
         let done = move |result| {

@@ -23,6 +23,8 @@ pub struct Ticket {
     pub input_idx: usize,
     /// When it was put into the queue.
     pub pushed: Instant,
+    /// Whether it was on a device that failed and is now on its second. There is no third.
+    pub was_handed_over: bool,
     pub client: Arc<Client>,
 }
 
@@ -50,8 +52,8 @@ pub struct Client {
     pub deadline: Instant,
     /// `deadline` as a span from the request's start, for the error.
     pub timeout: Duration,
-    /// Locked for moments only, by one thread at a time in practice (first an encoder, then the worker):
-    /// a std-like mutex costs less than an atomic per field.
+    /// Locked for moments only, by one thread at a time in practice (first an encoder, then the worker, or for
+    /// a long request several): a std-like mutex costs less than an atomic per field.
     state: Mutex<State>,
     /// Counts this request's entries as accepted until the last ticket is gone; a drain waits for it.
     _accepted: Accepted,

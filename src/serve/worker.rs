@@ -10,9 +10,10 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError};
 use super::batch::{self, Batch, Failure, Launched, panic_text};
 use super::cost::Fit;
 use super::fair::Backlog;
+use super::lanes::Peers;
 use super::policy::{Decision, decide};
 use super::queue::Message;
-use super::served::Shared;
+use super::shared::Shared;
 use crate::Error;
 use crate::model::Backend;
 
@@ -20,8 +21,10 @@ use crate::model::Backend;
 pub struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) backend: Arc<dyn Backend>,
-    /// The other end is held by the model's handlers; all gone means nobody can ask any more.
+    /// The other end is the `Lane`'s; gone means that nobody can ask any more.
     inbox: Receiver<Message>,
+    /// Who takes over what waits here if the device fails.
+    pub(super) peers: Peers,
     pub(super) backlog: Backlog,
     in_flight: Option<Launched>,
     pub(super) fit: Fit,
@@ -31,10 +34,9 @@ pub struct Worker {
 }
 
 impl Worker {
-    pub fn new(shared: Arc<Shared>, backend: Arc<dyn Backend>, inbox: Receiver<Message>) -> Self {
-        let backlog = Backlog::new(shared.info.max_seq_len);
-        let next_heartbeat = Instant::now();
-        Self { shared, backend, inbox, backlog, in_flight: None, fit: Fit::default(), is_suspect: true, next_heartbeat }
+    pub fn new(shared: Arc<Shared>, backend: Arc<dyn Backend>, inbox: Receiver<Message>, peers: Peers) -> Self {
+        let (backlog, fit, next_heartbeat) = (Backlog::new(shared.info.max_seq_len), Fit::default(), Instant::now());
+        Self { shared, backend, inbox, peers, backlog, in_flight: None, fit, is_suspect: true, next_heartbeat }
     }
 
     /// Works until nobody can ask any more. A panic of the model ends one batch; one of this room's own
@@ -55,8 +57,13 @@ impl Worker {
 
     fn step(&mut self) -> ControlFlow<()> {
         self.absorb()?;
+        self.settle();
         if self.shared.gate.is_aborted() {
             self.backlog.fail_all(&Error::Draining);
+        }
+        if self.is_suspect {
+            // Or the batch behind the one that failed would wait for as long as the device fails its trials.
+            self.finish_in_flight();
         }
         if self.is_suspect && !self.try_device() {
             return self.wait(Instant::now() + self.shared.settings.retry_interval);
@@ -82,6 +89,12 @@ impl Worker {
                 Err(TryRecvError::Disconnected) => return ControlFlow::Break(()),
             }
         }
+    }
+
+    /// Says what waits here no more and is not on the device either.
+    fn settle(&self) {
+        let on_device = self.in_flight.as_ref().map(Launched::load).unwrap_or_default();
+        self.shared.traffic.settle(self.backlog.left() - on_device);
     }
 
     /// Sleeps until something is sent or `until`; sends a heartbeat when its time has come.

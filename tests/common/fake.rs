@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use eremois::model::encode::Encoder;
 use eremois::model::pack::{PackedInput, Pooling};
-use eremois::model::{Backend, InFlight, LoadedModel, ModelInfo, Rows};
+use eremois::model::{Backend, InFlight, LoadedModel, ModelInfo, Placed, Rows};
 use eremois::{Error, Result};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tokenizers::Tokenizer;
 
 pub const HIDDEN_SIZE: usize = 8;
@@ -30,6 +30,26 @@ pub struct Controls {
     pub per_token: Mutex<Duration>,
     /// While true every launch fails: a lost device.
     pub broken: AtomicBool,
+    /// While true every launch waits: a device that stands still. See [`Controls::hold`].
+    is_held: Mutex<bool>,
+    released: Condvar,
+}
+
+impl Controls {
+    /// Makes the device stand still before the next batch.
+    pub fn hold(&self) {
+        *self.is_held.lock() = true;
+    }
+
+    pub fn release(&self) {
+        *self.is_held.lock() = false;
+        self.released.notify_all();
+    }
+
+    /// Sequences launched so far.
+    pub fn num_seqs(&self) -> usize {
+        self.batch_sizes.lock().iter().sum()
+    }
 }
 
 struct FakeBackend(Arc<Controls>);
@@ -51,6 +71,7 @@ impl Backend for FakeBackend {
         batch.check(VOCAB_SIZE, usize::MAX, HIDDEN_SIZE)?;
         self.0.num_batches.fetch_add(1, Ordering::SeqCst);
         self.0.batch_sizes.lock().push(batch.num_seqs());
+        self.0.released.wait_while(&mut self.0.is_held.lock(), |is_held| *is_held);
         let pause = *self.0.per_batch.lock() + *self.0.per_token.lock() * batch.total_tokens() as u32;
         if !pause.is_zero() {
             std::thread::sleep(pause);
@@ -114,7 +135,24 @@ pub fn model(name: &str, max_seq_len: usize) -> (LoadedModel, Arc<Controls>) {
     let loaded = LoadedModel {
         info: Arc::new(info),
         encoder: Arc::new(Encoder::new(tokenizer(), max_seq_len, VOCAB_SIZE)),
-        backend: Arc::new(FakeBackend(controls.clone())),
+        backends: vec![placed("cpu", &controls)],
     };
     (loaded, controls)
+}
+
+/// A fake model on several devices, and the handle on each.
+pub fn model_on(devices: &[&str], name: &str, max_seq_len: usize) -> (LoadedModel, Vec<Arc<Controls>>) {
+    let controls: Vec<Arc<Controls>> = devices.iter().map(|_| Arc::default()).collect();
+    let backends = devices.iter().zip(&controls).map(|(device, controls)| placed(device, controls)).collect();
+    (LoadedModel { backends, ..model(name, max_seq_len).0 }, controls)
+}
+
+fn placed(device: &str, controls: &Arc<Controls>) -> Placed {
+    Placed { device: device.to_string(), backend: Arc::new(FakeBackend(controls.clone())) }
+}
+
+/// Puts something between the model and its only device.
+pub fn wrap<B: Backend>(model: &mut LoadedModel, wrapper: impl FnOnce(Arc<dyn Backend>) -> B) {
+    let placed = &mut model.backends[0];
+    placed.backend = Arc::new(wrapper(placed.backend.clone()));
 }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::common::*;
 
 fn launch(model: &LoadedModel, batch: PackedInput) -> eremois::Result<Rows> {
-    model.backend.launch(batch)?.finish()
+    model.backend().launch(batch)?.finish()
 }
 
 /// A sequence of so many tokens, different for each seed.

@@ -46,7 +46,7 @@ pub fn run(model: &LoadedModel, sequences: &[Vec<u32>], normalize: bool) -> Rows
     for ids in sequences {
         batch.push(ids, &[], RowSpec { normalize, dimensions: model.info.hidden_size });
     }
-    model.backend.launch(batch).and_then(|in_flight| in_flight.finish()).expect("the batch is well formed")
+    model.backend().launch(batch).and_then(|in_flight| in_flight.finish()).expect("the batch is well formed")
 }
 
 pub fn cosine(a: &[f32], b: &[f32]) -> f64 {

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
 use eremois::model::LoadedModel;
+use eremois::model::load::{Placement, load_for};
 use eremois::model::pack::Pooling;
 use eremois::request::{Input, Truncation};
 use serde_json::json;
@@ -33,6 +34,19 @@ fn files_of_sentence_transformers_say_what_a_manifest_does_not() {
     // Nothing but the encoder: the mean, as sentence-transformers has it.
     let roberta = load_dir(&fixture("roberta-bf16")).unwrap().info;
     assert_eq!((roberta.pooling, roberta.normalize, roberta.max_seq_len), (Pooling::Mean, false, 128));
+}
+
+#[test]
+fn a_model_is_the_same_on_each_of_its_devices() {
+    for name in ["bert-f16", "bert-gguf", "xlm-roberta-sharded"] {
+        let devices = [Device::Cpu, Device::Cpu];
+        let mut model = load_for(&spec(&fixture(name)), &devices, &Placement::default()).unwrap();
+        let names: Vec<&str> = model.backends.iter().map(|placed| placed.device.as_str()).collect();
+        assert_eq!((names, model.info.device.as_str()), (vec!["cpu", "cpu"], "cpu,cpu"));
+        let first = vector(&model);
+        model.backends.rotate_left(1);
+        assert_eq!(vector(&model), first, "{name}");
+    }
 }
 
 #[test]

@@ -1,0 +1,177 @@
+//! What a device's worker shares with the handlers, and with the other workers of its model.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use ::metrics::Gauge;
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+
+use super::Settings;
+use super::cost::CostModel;
+use super::dispatch::{Candidate, Load};
+use super::health::{Health, Vitals};
+use super::metrics::DeviceMetrics;
+use super::policy::BatchLimits;
+use super::queue::{Gate, Room};
+use crate::Result;
+use crate::model::ModelInfo;
+
+/// One device of a model, as its handlers, encoders and worker all see it.
+pub struct Shared {
+    /// The model's, as are limits, settings, gate and room: the same for all of its devices.
+    pub info: Arc<ModelInfo>,
+    pub limits: Arc<ArcSwap<BatchLimits>>,
+    pub settings: Settings,
+    pub gate: Arc<Gate>,
+    /// Bounds the entries being tokenised or waiting for any of the devices.
+    pub room: Arc<Room>,
+    /// "cpu", "cuda:0".
+    pub device: String,
+    pub cost: CostModel,
+    pub vitals: Vitals,
+    pub traffic: Traffic,
+    pub metrics: DeviceMetrics,
+    pub(super) readiness: Arc<Readiness>,
+    /// This device's place in `readiness`.
+    pub(super) device_idx: usize,
+    pub(super) is_warm: AtomicBool,
+}
+
+impl Shared {
+    pub fn is_warm(&self) -> bool {
+        self.is_warm.load(Ordering::Relaxed)
+    }
+
+    /// What the dispatch is to know of this device.
+    pub fn candidate(&self, now: Instant, limits: &BatchLimits) -> Candidate {
+        let longest = self.cost.batch_at_most(limits.max_batch_tokens);
+        Candidate {
+            standing: self.vitals.standing(now),
+            load: self.traffic.load(),
+            cost: self.cost.line(),
+            overdue_s: self.vitals.busy_for(now).saturating_sub(longest).as_secs_f64(),
+        }
+    }
+
+    /// Notes the outcome of a trial, and logs it where it changes something.
+    pub fn tried(&self, result: &Result<(), String>) {
+        let (model, device) = (&self.info.name, &self.device);
+        let before = self.vitals.health(Instant::now());
+        match result {
+            Ok(()) => {
+                self.metrics.heartbeats_ok.increment(1);
+                self.metrics.device_ready.set(1.0);
+                self.vitals.set_ready();
+                self.is_warm.store(true, Ordering::Relaxed);
+                if before != Health::Ready {
+                    tracing::info!(%model, device, "ready");
+                }
+            }
+            Err(reason) => {
+                self.metrics.heartbeats_failed.increment(1);
+                self.metrics.device_ready.set(0.0);
+                if before != Health::Unhealthy(reason.clone()) {
+                    tracing::error!(%model, device, reason, "the device failed a trial; it gets no requests until it passes");
+                }
+                self.vitals.set_unhealthy(reason.clone());
+            }
+        }
+        self.readiness.set(self.device_idx, result.is_ok());
+    }
+}
+
+/// Which devices of a model passed their last trial, for the model's gauge.
+pub struct Readiness {
+    /// 1 while any has. Moved under the lock: of two workers at once the later one must not show the older state.
+    gauge: Gauge,
+    /// Locked once a trial.
+    ready: Mutex<Vec<bool>>,
+}
+
+impl Readiness {
+    /// None has.
+    pub fn new(num_devices: usize, gauge: Gauge) -> Self {
+        gauge.set(0.0);
+        Self { gauge, ready: Mutex::new(vec![false; num_devices]) }
+    }
+
+    fn set(&self, device_idx: usize, is_ready: bool) {
+        let mut ready = self.ready.lock();
+        ready[device_idx] = is_ready;
+        self.gauge.set(if ready.contains(&true) { 1.0 } else { 0.0 });
+    }
+}
+
+/// What was ever sent to a device, and what of it has left: the difference waits for it or is on it.
+///
+/// Two sums that only grow, each with writers of its own, instead of one that goes up and down: whatever way entries
+/// leave, the worker need only say once a step what it still holds, and nothing is ever counted off twice or not at
+/// all. Kept only where there are several devices to choose from; they wrap around together.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    sent_entries: AtomicUsize,
+    sent_tokens: AtomicUsize,
+    left_entries: AtomicUsize,
+    left_tokens: AtomicUsize,
+}
+
+impl Traffic {
+    /// Counts what is about to be sent. From any thread.
+    pub fn send(&self, load: Load) {
+        self.sent_entries.fetch_add(load.num_entries, Ordering::Relaxed);
+        self.sent_tokens.fetch_add(load.num_tokens, Ordering::Relaxed);
+    }
+
+    /// Says what has left in all. By the device's worker alone.
+    pub fn settle(&self, left: Load) {
+        self.left_entries.store(left.num_entries, Ordering::Relaxed);
+        self.left_tokens.store(left.num_tokens, Ordering::Relaxed);
+    }
+
+    /// What waits and runs. Off by what moves in this moment.
+    pub fn load(&self) -> Load {
+        let difference = |sent: &AtomicUsize, left: &AtomicUsize| {
+            let left = left.load(Ordering::Relaxed);
+            let difference = sent.load(Ordering::Relaxed).wrapping_sub(left);
+            // Read one by one, more may seem to have left than came.
+            if difference > usize::MAX / 2 { 0 } else { difference }
+        };
+        Load {
+            num_entries: difference(&self.sent_entries, &self.left_entries),
+            num_tokens: difference(&self.sent_tokens, &self.left_tokens),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traffic_is_what_came_less_what_left() {
+        let traffic = Traffic::default();
+        let load = |num_entries, num_tokens| Load { num_entries, num_tokens };
+        traffic.send(load(3, 30));
+        traffic.send(load(1, 5));
+        assert_eq!(traffic.load(), load(4, 35));
+        traffic.settle(load(3, 30));
+        assert_eq!(traffic.load(), load(1, 5));
+        traffic.settle(load(5, 50));
+        assert_eq!(traffic.load(), load(0, 0), "never below nothing");
+    }
+
+    #[test]
+    fn the_model_is_shown_ready_while_any_device_is() {
+        let shown = Arc::new(std::sync::atomic::AtomicU64::new(0)); // the bits of an f64
+        let is_shown = || f64::from_bits(shown.load(Ordering::Relaxed)) == 1.0;
+        let readiness = Readiness::new(2, Gauge::from_arc(shown.clone()));
+        for (device_idx, is_ready, expected) in
+            [(1, true, true), (0, true, true), (1, false, true), (0, false, false), (0, true, true)]
+        {
+            readiness.set(device_idx, is_ready);
+            assert_eq!(is_shown(), expected);
+        }
+    }
+}
