@@ -45,7 +45,7 @@ struct Done(Rows);
 impl Backend for NoOp {
     fn launch(&self, batch: PackedInput) -> Result<Box<dyn InFlight>> {
         let values = batch.cu_seqlens.windows(2).map(|w| (w[1] - w[0]) as f32).collect();
-        Ok(Box::new(Done(Rows { values, offsets: (0..=batch.num_seqs()).collect() })))
+        Ok(Box::new(Done(Rows { values, offsets: (0..=batch.num_seqs()).collect(), device_times: None })))
     }
 }
 
@@ -213,7 +213,11 @@ fn pieces(criterion: &mut Criterion) {
                 || {
                     let (pushes, handlers) = pushes();
                     let tickets = pushes.into_iter().flat_map(|p| p.tickets).collect();
-                    let rows = Rows { values: vec![1.0; NUM_TICKETS], offsets: (0..=NUM_TICKETS).collect() };
+                    let rows = Rows {
+                        values: vec![1.0; NUM_TICKETS],
+                        offsets: (0..=NUM_TICKETS).collect(),
+                        device_times: None,
+                    };
                     (Batch { tickets }, rows, handlers)
                 },
                 |(batch, rows, handlers)| {

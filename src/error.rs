@@ -49,6 +49,12 @@ pub enum Error {
     /// The forward of the batch failed or panicked. The cause is for logs.
     #[error("model `{model}` failed on this batch: {cause}")]
     Forward { model: String, cause: String },
+    /// The device had no memory for a batch, or for one input alone. Smaller ones may fit, and later this one too.
+    #[error("the device has no memory left: {cause}")]
+    OutOfMemory { cause: String },
+    /// The device answers every call of this process with an error, or not at all, until the process starts anew.
+    #[error("the device is lost to this process: {cause}")]
+    DeviceLost { cause: String },
     #[error("internal error: {cause}")]
     Internal { cause: String },
 

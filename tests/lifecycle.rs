@@ -143,7 +143,7 @@ fn the_deadline_ends_a_drain_and_what_is_left_is_refused() {
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     let answer = work.join().unwrap().expect("an answer, not a cut");
     assert_eq!(answer.status, 503, "{answer:?}");
-    server.stderr.wait_for(&["api.drain_timeout ended the drain"]);
+    server.stderr.wait_for(&["the time limit ended the drain"]);
 }
 
 #[test]

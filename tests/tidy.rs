@@ -42,6 +42,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("candle_core", &["model", "ops"]),
     ("candle_nn", &["model", "ops"]),
     ("cudarc", &["ops"]),
+    ("libc", &["ops"]),
     ("gemm", &["ops"]),
     ("tokenizers", &["model"]),
     ("hf_hub", &["model"]),

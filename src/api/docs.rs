@@ -175,6 +175,8 @@ fn answers(envelope: Envelope, path: &str, method: &str, kind: Kind) -> bool {
         | Kind::QueueFull
         | Kind::Overloaded
         | Kind::Deadline
-        | Kind::Failed => method == "post",
+        | Kind::Failed
+        | Kind::OutOfMemory
+        | Kind::DeviceLost => method == "post",
     }
 }

@@ -67,6 +67,8 @@ pub enum Kind {
     Unhealthy,
     Deadline,
     Failed,
+    OutOfMemory,
+    DeviceLost,
     Internal,
 }
 
@@ -90,6 +92,8 @@ impl Kind {
             Self::Unhealthy => "unhealthy",
             Self::Deadline => "deadline",
             Self::Failed => "failed",
+            Self::OutOfMemory => "out_of_memory",
+            Self::DeviceLost => "device_lost",
             Self::Internal => "internal",
         }
     }
@@ -125,6 +129,10 @@ impl Fault {
                 Error::Unhealthy { .. } => both(Kind::Unhealthy, S::SERVICE_UNAVAILABLE),
                 Error::Deadline { .. } => both(Kind::Deadline, S::GATEWAY_TIMEOUT),
                 Error::Forward { .. } => apart(Kind::Failed, S::INTERNAL_SERVER_ERROR, S::FAILED_DEPENDENCY),
+                // Nothing is wrong with the request, and nothing broken for good: the memory may be another process's
+                // for the moment, and another replica has its own. That is 503's meaning, not 500's.
+                Error::OutOfMemory { .. } => both(Kind::OutOfMemory, S::SERVICE_UNAVAILABLE),
+                Error::DeviceLost { .. } => apart(Kind::DeviceLost, S::INTERNAL_SERVER_ERROR, S::FAILED_DEPENDENCY),
                 Error::Internal { .. }
                 | Error::Tensor { .. }
                 | Error::Checksum { .. }
@@ -153,6 +161,8 @@ impl Fault {
         match self {
             Self::Error(Error::Forward { model, .. }) => format!("model `{model}` failed on this batch"),
             Self::Error(Error::Unhealthy { model, .. }) => format!("model `{model}` is not healthy"),
+            Self::Error(Error::OutOfMemory { .. }) => "the device has no memory for this input now".to_string(),
+            Self::Error(Error::DeviceLost { .. }) => "the device failed while it computed this request".to_string(),
             Self::Error(error) if self.class().kind != Kind::Internal => error.to_string(),
             Self::Error(_) | Self::Panic { .. } => "internal error".to_string(),
             Self::NoRoute { path } => format!("no route is `{}`; GET /openapi.json lists all", shorten(path, SHORT)),
@@ -192,7 +202,9 @@ impl Fault {
             Self::Error(Error::QueueFull { retry_after, .. } | Error::Overloaded { retry_after, .. }) => {
                 Some((retry_after.as_secs_f64().ceil() as u64).max(1))
             }
-            Self::Error(Error::Loading { .. } | Error::Draining | Error::Unhealthy { .. }) => Some(1),
+            Self::Error(
+                Error::Loading { .. } | Error::Draining | Error::Unhealthy { .. } | Error::OutOfMemory { .. },
+            ) => Some(1),
             _ => None,
         }
     }
@@ -202,7 +214,10 @@ impl Fault {
         match self {
             Self::Panic { cause } => Some(cause.clone()),
             Self::Error(error @ Error::Unhealthy { .. }) => Some(error.to_string()),
-            Self::Error(error) if matches!(self.class().kind, Kind::Internal | Kind::Failed) => Some(error.to_string()),
+            Self::Error(error) => match self.class().kind {
+                Kind::Internal | Kind::Failed | Kind::OutOfMemory | Kind::DeviceLost => Some(error.to_string()),
+                _ => None,
+            },
             _ => None,
         }
     }
@@ -229,7 +244,9 @@ impl Fault {
             Error::Draining.into(),
             Error::Unhealthy { model: model(), reason: "the heartbeat failed".into() }.into(),
             Error::Deadline { timeout: Duration::from_secs(30) }.into(),
-            Error::Forward { model: model(), cause: "the device was lost".into() }.into(),
+            Error::Forward { model: model(), cause: "a bug".into() }.into(),
+            Error::OutOfMemory { cause: "a bug".into() }.into(),
+            Error::DeviceLost { cause: "a bug".into() }.into(),
             Error::Internal { cause: "a bug".into() }.into(),
             Self::NoRoute { path: "/v1/embedding".into() },
             Self::MethodNotAllowed { method: "GET".into(), path: "/v1/embeddings".into() },
@@ -300,8 +317,8 @@ pub async fn render(State(state): State<ApiState>, request: Request, next: Next)
     let body = envelope.body(fault).to_string();
     let retry_after = fault.retry_after();
     // A refused body may still be on its way: closing is the only way not to read it all. A draining
-    // server closes so that the client's next connection finds another.
-    let close = matches!(class.kind, Kind::Draining | Kind::RequestTimeout);
+    // server, or one that will soon, closes so that the client's next connection finds another.
+    let close = matches!(class.kind, Kind::Draining | Kind::DeviceLost | Kind::RequestTimeout);
     let (mut parts, _) = response.into_parts();
     parts.status = envelope.status(class);
     parts.headers.remove(header::CONTENT_LENGTH);

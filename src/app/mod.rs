@@ -2,7 +2,8 @@
 //!
 //! Start: settings, listener, then models. The listener answers from the first moment, so that probes
 //! see a server that is alive and not ready. End: readiness off and new work refused, the queue emptied,
-//! connections finished, all within `api.drain_timeout`.
+//! connections finished, all within `api.drain_timeout`. A model whose last device is lost to the process
+//! ends the server in the same order, only sooner.
 
 mod connections;
 pub mod logs;
@@ -35,6 +36,20 @@ pub struct Parts {
     pub metrics: Metrics,
 }
 
+/// Where a server's models come from: the settings' repository, or whatever else a program serves.
+pub struct Models {
+    /// Answers requests that name none.
+    pub default_model: Option<String>,
+    pub load: Box<Load>,
+    pub apply: Box<Apply>,
+}
+
+/// Adds every model to the engine. Blocks: reads all weights.
+pub type Load = dyn FnOnce(&Arc<Engine>) -> Result<()> + Send;
+
+/// Puts the batching limits of changed settings in force.
+pub type Apply = dyn Fn(&Settings, &Engine) + Send;
+
 /// How long a draining server goes on answering 503 after its queue is empty: clients with open
 /// connections learn from an answer, not from a reset, and load balancers see that it is not ready.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -45,14 +60,29 @@ const LAST_WRITES: Duration = Duration::from_millis(500);
 /// How often the state of the models is looked at until they are ready.
 const READY_POLL: Duration = Duration::from_millis(5);
 
-/// Serves on `listener` until `shutdown` completes, then drains.
+/// What a server with a model without devices may take for what its other models' still compute, at most: it is needed
+/// anew, not to the end.
+const LOST_DRAIN: Duration = Duration::from_secs(5);
+
+/// Serves the settings' models on `listener` until `shutdown` completes, then drains.
 ///
-/// Errors: those of finding and loading the models; then nothing is served any more.
+/// Errors: those of finding and loading the models, and [`Error::DeviceLost`] where a model's last device was lost to this
+/// process; then nothing is served any more.
 pub async fn run(listener: TcpListener, parts: Parts, shutdown: impl Future<Output = ()>) -> Result<()> {
+    let models = models::of(&parts.loaded.settings.ai)?;
+    run_models(listener, parts, models, shutdown).await
+}
+
+/// As [`run`], with models from anywhere.
+pub async fn run_models(
+    listener: TcpListener,
+    parts: Parts,
+    models: Models,
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
     let start = Instant::now();
     let Parts { sources, loaded: Loaded { settings, .. }, logs, metrics } = parts;
-    let chosen = Arc::new(models::choose(&settings.ai)?);
-    let default_model = chosen.first().map(|first| first.name.to_string());
+    let Models { default_model, load, apply } = models;
     let engine_settings = serve::Settings {
         heartbeat_interval: settings.ai.heartbeat_interval,
         device_timeout: settings.ai.device_timeout,
@@ -72,15 +102,15 @@ pub async fn run(listener: TcpListener, parts: Parts, shutdown: impl Future<Outp
         current: settings.clone(),
         logs,
         apply: {
-            let (chosen, engine) = (chosen.clone(), engine.clone());
-            move |new: &Settings| models::apply_limits(&chosen, &new.ai, &engine)
+            let engine = engine.clone();
+            move |new: &Settings| apply(new, &engine)
         },
     };
     let background = [tokio::spawn(upkeep(metrics)), tokio::spawn(reloader.run())];
 
     let load = tokio::task::spawn_blocking({
-        let (chosen, engine, ai) = (chosen.clone(), engine.clone(), settings.ai.clone());
-        move || models::load_all(&chosen, &ai, &engine)
+        let engine = engine.clone();
+        move || load(&engine)
     });
     let serve = async {
         load.await.map_err(|e| Error::Internal { cause: format!("loading ended early: {e}") })??;
@@ -94,7 +124,12 @@ pub async fn run(listener: TcpListener, parts: Parts, shutdown: impl Future<Outp
         failed = serve => failed,
         () = shutdown => {
             drain(&engine, connections, settings.api.drain_timeout).await;
-            Ok(())
+            // One that hangs has used up the drain's time, and whoever ends the process must not wait for it either.
+            engine.loss().map_or(Ok(()), Err)
+        }
+        lost = engine.lost() => {
+            drain(&engine, connections, settings.api.drain_timeout.min(LOST_DRAIN)).await;
+            Err(lost)
         }
     };
     background.iter().for_each(|task| task.abort());
@@ -173,6 +208,6 @@ async fn drain(engine: &Engine, connections: Connections, limit: Duration) {
     if num_lost == 0 && all_closed {
         tracing::info!(seconds, "drained: everything accepted was answered");
     } else {
-        tracing::warn!(seconds, num_lost, all_closed, "api.drain_timeout ended the drain");
+        tracing::warn!(seconds, num_lost, all_closed, ?limit, "the time limit ended the drain");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::Models;
 use crate::config::Ai;
 use crate::model::load::{Placement, load_for};
 use crate::model::manifest::BatchingOverrides;
@@ -56,6 +57,19 @@ pub fn choose(ai: &Ai) -> Result<Vec<Chosen>> {
         }
     }
     if faults.is_empty() { Ok(chosen) } else { Err(Error::Config { faults }) }
+}
+
+/// The models the settings name, to be loaded.
+///
+/// Errors: as [`choose`].
+pub fn of(ai: &Ai) -> Result<Models> {
+    let chosen = Arc::new(choose(ai)?);
+    let (to_load, ai) = (chosen.clone(), ai.clone());
+    Ok(Models {
+        default_model: chosen.first().map(|first| first.name.to_string()),
+        load: Box::new(move |engine| load_all(&to_load, &ai, engine)),
+        apply: Box::new(move |settings, engine| apply_limits(&chosen, &settings.ai, engine)),
+    })
 }
 
 /// Loads every chosen model and starts its worker. Warm-up goes on when this returns.

@@ -59,12 +59,19 @@ enum Command {
     Version,
 }
 
+/// Exit status of a command that did what it was asked.
+pub const SUCCESS: u8 = 0;
+
 /// Exit status of a command that could not be carried out: a bad setting, a bad model, a port in use.
 pub const FAILURE: u8 = 1;
 
+/// Exit status of a server with a model whose last device is lost to its process: starting it anew helps. EX_TEMPFAIL of sysexits(3).
+pub const RESTART: u8 = 75;
+
 /// Runs what the process's arguments say.
 ///
-/// Returns 0 for success, 1 for a failure told on standard error, 2 for wrong arguments.
+/// Returns 0 for success, 1 for a failure told on standard error, 2 for wrong arguments. A server that must be started
+/// anew ends the process itself, with 75.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     if cli.version {

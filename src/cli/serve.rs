@@ -7,9 +7,10 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{FAILURE, fail};
+use super::{FAILURE, RESTART, SUCCESS, fail};
 use crate::app::{self, Parts, logs};
 use crate::config::Sources;
+use crate::ops::process::exit_at_once;
 use crate::{Error, Result, metrics};
 
 /// Serves until SIGTERM or SIGINT; a second one ends the process at once.
@@ -32,8 +33,18 @@ pub fn run(sources: Sources) -> ExitCode {
     });
     // Not waiting: a model that is still being read from disk would hold the process for nothing.
     runtime.shutdown_timeout(Duration::from_millis(100));
+    end(served)
+}
+
+/// The process's status after a server's end. One that has served ends here: nothing may wait for its devices, one of
+/// which may hang without having ended the server.
+pub fn end(served: Result<()>) -> ExitCode {
     match served {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => exit_at_once(SUCCESS),
+        Err(e @ Error::DeviceLost { .. }) => {
+            fail(&e);
+            exit_at_once(RESTART)
+        }
         Err(e) => fail(&e),
     }
 }
@@ -73,7 +84,7 @@ impl Signals {
         tokio::spawn(async move {
             self.next().await;
             eprintln!("eremois: a second signal: the drain is cut short");
-            std::process::exit(FAILURE.into());
+            exit_at_once(FAILURE);
         });
     }
 }

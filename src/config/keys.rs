@@ -240,7 +240,7 @@ pub const KEYS: &[Key] = &[
         alias: None,
         effect: Effect::Live,
         field: |s| &mut s.ai.max_batch_tokens,
-        doc: "Most tokens in one batch. A model whose max_seq_len is larger is given its max_seq_len. Larger batches fill a GPU; on a CPU they only make neighbours wait.",
+        doc: "Most tokens in one batch. A model whose max_seq_len is larger is given its max_seq_len. Larger batches fill a GPU; on a CPU they only make neighbours wait. Lowered by the server itself, until settings are read again, where a GPU has no memory for so many; a raise that a GPU has no memory for is refused.",
     },
     Key {
         section: "ai",
@@ -272,7 +272,7 @@ pub const KEYS: &[Key] = &[
         alias: None,
         effect: Effect::Restart,
         field: |s| &mut s.ai.device_timeout,
-        doc: "A device that works on one batch for longer than this counts as hung, and its model as not ready if it has no other.",
+        doc: "A device that works on one batch for longer than this counts as hung, and its model as not ready if it has no other. A GPU does not come back from that: it is given up, and with a model's last device the server ends, to be started anew.",
     },
     Key {
         section: "log",

@@ -3,15 +3,17 @@
 use candle_core::{Device, Tensor};
 
 use super::config::EncoderConfig;
+use super::embed::by_name;
 use super::encoder_weights::EncoderWeights;
 use super::load::Placement;
 use super::pack::{PackedInput, Pooling, RowSpec};
 use super::post_norm::PostNormEncoder;
 use super::weights::Weights;
-use super::{Backend, InFlight, Rows};
+use super::{Backend, DeviceTimes, InFlight, Rows};
 use crate::ops::CuSeqlens;
+use crate::ops::cuda::budget::{Budget, Capacity};
 use crate::ops::cuda::encoder::DeviceEncoder;
-use crate::ops::cuda::engine::{Budget, Capacity, Engine, Pending};
+use crate::ops::cuda::engine::{Engine, Pending};
 use crate::ops::cuda::layout::Batch;
 use crate::ops::cuda::sizes::EncoderSizes;
 use crate::ops::cuda::{Gpu, HalfType};
@@ -28,6 +30,8 @@ pub(super) struct DeviceBackend {
     engine: Engine,
     name: ModelName,
     max_seq_len: usize,
+    /// Bytes that were free on the device before anything of the model was there.
+    free_before: usize,
 }
 
 /// What a model is, as far as its device needs to know.
@@ -45,11 +49,18 @@ impl DeviceModel<'_> {
     ///
     /// Blocks: seconds for a large model.
     /// Errors: [`Error::Forward`] naming the model where its memory does not fit, a weight is beyond `dtype`, the
-    /// device fails, or its rows are not the CPU's.
+    /// device fails, or its rows are not the CPU's; [`Error::DeviceLost`].
     pub fn load(&self, ordinal: usize, dtype: HalfType, placement: &Placement) -> Result<DeviceBackend> {
-        let backend = self.put(ordinal, dtype, placement).map_err(|e| failed(self.name, e))?;
-        self.prove(&backend, dtype)?;
-        Ok(backend)
+        let loaded = || -> Result<DeviceBackend> {
+            let backend = self.put(ordinal, dtype, placement)?;
+            self.prove(&backend, dtype)?;
+            Ok(backend)
+        };
+        loaded().map_err(|e| match e {
+            // Nothing can be split at load: the model does not fit.
+            Error::OutOfMemory { cause } => Error::Forward { model: self.name.to_string(), cause },
+            e => by_name(self.name, e),
+        })
     }
 
     fn put(&self, ordinal: usize, dtype: HalfType, placement: &Placement) -> Result<DeviceBackend> {
@@ -74,7 +85,7 @@ impl DeviceModel<'_> {
         let encoder =
             DeviceEncoder::new(&gpu, &stream, dtype, sizes, reader.embedding()?, reader.distance_bias()?, layers)?;
         let engine = Engine::new(gpu, stream, encoder, self.pooling, capacity, placement.cache_dir.as_deref())?;
-        Ok(DeviceBackend { engine, name: self.name.clone(), max_seq_len: self.max_seq_len })
+        Ok(DeviceBackend { engine, name: self.name.clone(), max_seq_len: self.max_seq_len, free_before: free })
     }
 
     /// Wrong rows would be stored and compared for years: a device whose kernels do not compute this model, for
@@ -120,8 +131,31 @@ impl Backend for DeviceBackend {
             cu_seqlens: &batch.cu_seqlens,
             rows: &batch.rows,
         });
-        let pending = pending.map_err(|e| failed(&self.name, e))?;
+        let pending = pending.map_err(|e| by_name(&self.name, e))?;
         Ok(Box::new(OnDevice { pending, rows: batch.rows, name: self.name.clone() }))
+    }
+
+    fn check_limits(&self, max_batch_tokens: usize, max_batch_size: usize) -> Result<()> {
+        let capacity = Capacity { max_batch_tokens: max_batch_tokens.max(self.max_seq_len), max_batch_size };
+        self.engine.plan(capacity)
+    }
+
+    fn warmed_up(&self) {
+        let (taken, planned, model) = (self.engine.taken(), self.engine.planned(), &self.name);
+        // The driver's own count holds what no plan does, such as the kernels' code and the libraries' memory; and what
+        // other models and processes have taken or given back meanwhile.
+        let free = self.engine.free_bytes().unwrap_or(self.free_before);
+        let device_mib = self.free_before.saturating_sub(free) >> 20;
+        match taken.num_bytes() <= planned.num_bytes() {
+            true => {
+                tracing::info!(%model, %taken, %planned, device_mib, "the warm-up took no more memory than planned")
+            }
+            false => tracing::warn!(%model, %taken, %planned, device_mib, "the warm-up took more memory than planned"),
+        }
+    }
+
+    fn hangs_for_good(&self) -> bool {
+        true
     }
 }
 
@@ -137,10 +171,10 @@ impl InFlight for OnDevice {
         self.pending.is_ready()
     }
 
-    /// Errors: [`Error::Forward`] for the device's own, and for a row with a value that is no number or infinite.
+    /// Errors: the device's own, and [`Error::Forward`] for a row with a value that is no number or infinite.
     fn finish(self: Box<Self>) -> Result<Rows> {
         let Self { pending, rows: specs, name } = *self;
-        let failed = |e| failed(&name, e);
+        let failed = |e| by_name(&name, e);
         pending.wait().map_err(failed)?;
         if let Some(i) = pending.not_finite_row().map_err(failed)? {
             let cause = format!(
@@ -151,12 +185,17 @@ impl InFlight for OnDevice {
             return Err(Error::Forward { model: name.to_string(), cause });
         }
         let num_values = specs.iter().map(|row| row.dimensions).sum();
-        let mut rows = Rows { values: Vec::with_capacity(num_values), offsets: Vec::with_capacity(specs.len() + 1) };
-        rows.offsets.push(0);
+        let mut rows = Rows::with_capacity(specs.len(), num_values);
         for (i, spec) in specs.iter().enumerate() {
             pending.read_row(i, spec.dimensions, &mut rows.values).map_err(failed)?;
             rows.offsets.push(rows.values.len());
         }
+        rows.device_times = pending.times().map(|times| DeviceTimes {
+            upload: times.upload,
+            forward: times.forward,
+            download: times.download,
+            idle: times.idle,
+        });
         Ok(rows)
     }
 }
@@ -178,14 +217,6 @@ fn sizes(config: &EncoderConfig) -> EncoderSizes {
         intermediate_size: config.intermediate_size,
         activation: config.activation,
         layer_norm_eps: config.layer_norm_eps,
-    }
-}
-
-/// A device's failure by the model's name; a broken rule of the batch stays what it is.
-fn failed(name: &ModelName, error: Error) -> Error {
-    match error {
-        Error::Internal { cause } => Error::Forward { model: name.to_string(), cause },
-        other => other,
     }
 }
 

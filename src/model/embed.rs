@@ -37,18 +37,21 @@ impl Backend for EmbedBackend {
             let hidden = self.encoder.forward(&input_ids, token_type_ids.as_ref(), &cu_seqlens)?;
             pool(&hidden, &cu_seqlens, self.pooling, &rows)
         };
-        let pooled = forward().map_err(|e| self.failed(e))?;
+        let pooled = forward().map_err(|e| by_name(&self.name, e))?;
         Ok(Box::new(Pooled { pooled, rows, name: self.name.clone() }))
+    }
+
+    fn hangs_for_good(&self) -> bool {
+        self.device.is_cuda()
     }
 }
 
-impl EmbedBackend {
-    /// A device's failure by the model's name; a broken rule of the batch stays what it is.
-    fn failed(&self, error: Error) -> Error {
-        match error {
-            Error::Internal { cause } => Error::Forward { model: self.name.to_string(), cause },
-            other => other,
-        }
+/// A device's failure by the model's name. A broken rule of the batch, a want of memory and a lost device stay what
+/// they are.
+pub(super) fn by_name(name: &ModelName, error: Error) -> Error {
+    match error {
+        Error::Internal { cause } => Error::Forward { model: name.to_string(), cause },
+        other => other,
     }
 }
 
@@ -66,13 +69,11 @@ impl InFlight for Pooled {
     /// get here, and a model with others should not be served at all.
     fn finish(self: Box<Self>) -> Result<Rows> {
         let failed = |cause: String| Error::Forward { model: self.name.to_string(), cause };
-        let pooled =
-            self.pooled.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(|e| failed(crate::ops::cause(e)))?;
+        let pooled = self.pooled.flatten_all().and_then(|t| t.to_vec1::<f32>());
+        let pooled = pooled.map_err(|e| by_name(&self.name, e.into()))?;
         let hidden_size = pooled.len() / self.rows.len().max(1);
         let num_values = self.rows.iter().map(|row| row.dimensions).sum();
-        let mut rows =
-            Rows { values: Vec::with_capacity(num_values), offsets: Vec::with_capacity(self.rows.len() + 1) };
-        rows.offsets.push(0);
+        let mut rows = Rows::with_capacity(self.rows.len(), num_values);
         for (i, spec) in self.rows.iter().enumerate() {
             let row = &pooled[i * hidden_size..][..spec.dimensions];
             if let Some(value) = row.iter().find(|value| !value.is_finite()) {

@@ -42,7 +42,12 @@ pub fn load_for(spec: &ModelSpec, devices: &[Device], placement: &Placement) -> 
     let on_cuda = devices.iter().any(Device::is_cuda);
     match load_on(spec, devices, placement) {
         // A slow server is found by its logs and metrics, one that does not start is missed by its clients.
-        Err(error @ (Error::Forward { .. } | Error::Internal { .. })) if placement.falls_back && on_cuda => {
+        Err(
+            error @ (Error::Forward { .. }
+            | Error::Internal { .. }
+            | Error::OutOfMemory { .. }
+            | Error::DeviceLost { .. }),
+        ) if placement.falls_back && on_cuda => {
             tracing::error!(model = %spec.name, %error, "computing on the CPU: the CUDA device failed");
             load_on(spec, &[Device::Cpu], placement)
         }

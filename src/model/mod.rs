@@ -27,6 +27,7 @@ pub mod weights;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::Result;
 use crate::request::ModelName;
@@ -38,9 +39,28 @@ pub trait Backend: Send + Sync + 'static {
     /// Starts the forward of a packed batch and returns without waiting for the device where it can.
     ///
     /// Blocks: a CPU device computes here. The next batch may be launched before this one is finished.
-    /// Errors: [`crate::Error::Shape`] for a batch that breaks [`PackedInput`]'s rules, [`crate::Error::Forward`]
-    /// for the device's own failures. May panic on a bug: the worker catches it.
+    /// Errors: [`crate::Error::Shape`] for a batch that breaks [`PackedInput`]'s rules; for the device's own failures
+    /// [`crate::Error::OutOfMemory`], after which smaller batches may be launched at once,
+    /// [`crate::Error::DeviceLost`], after which nothing may, and [`crate::Error::Forward`] for the rest. May panic on
+    /// a bug: the worker catches it.
     fn launch(&self, batch: PackedInput) -> Result<Box<dyn InFlight>>;
+
+    /// Refuses limits whose batches the device has no memory for. Called before new limits are put in force.
+    ///
+    /// Blocks: no; also not while the device computes or hangs.
+    /// Errors: [`crate::Error::Invalid`] naming the limit, what it takes and what there is.
+    fn check_limits(&self, _max_batch_tokens: usize, _max_batch_size: usize) -> Result<()> {
+        Ok(())
+    }
+
+    /// Told by the worker when the warm-up at the limits has passed: what that took can be compared with the plan.
+    fn warmed_up(&self) {}
+
+    /// Whether a batch that is not back after `ai.device_timeout` never will be, and nothing else can be computed in
+    /// this process until then. So it is where a kernel hangs; a CPU is only slow.
+    fn hangs_for_good(&self) -> bool {
+        false
+    }
 }
 
 /// A launched batch. Dropping it abandons the results, not the computation.
@@ -52,6 +72,8 @@ pub trait InFlight: Send {
     }
 
     /// Waits for the device and copies the rows to the host.
+    ///
+    /// Errors: the device's own failures, as [`Backend::launch`] has them.
     fn finish(self: Box<Self>) -> Result<Rows>;
 }
 
@@ -63,9 +85,32 @@ pub trait InFlight: Send {
 pub struct Rows {
     pub values: Vec<f32>,
     pub offsets: Vec<usize>,
+    /// Where the device has a clock of its own.
+    pub device_times: Option<DeviceTimes>,
+}
+
+/// What a device was doing for one batch, by its own clock.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DeviceTimes {
+    /// The copy of the batch to the device.
+    pub upload: Duration,
+    /// From the end of the upload to the pooled rows.
+    pub forward: Duration,
+    /// From the pooled rows to their copy on the host. The next batch's upload and forward may go on beside it.
+    pub download: Duration,
+    /// From the end of the forward before to the beginning of this upload: nothing was computed in between. `None` for
+    /// the first batch.
+    pub idle: Option<Duration>,
 }
 
 impl Rows {
+    /// No rows yet, with room for so many.
+    pub fn with_capacity(num_rows: usize, num_values: usize) -> Self {
+        let mut offsets = Vec::with_capacity(num_rows + 1);
+        offsets.push(0);
+        Self { values: Vec::with_capacity(num_values), offsets, device_times: None }
+    }
+
     /// Number of rows.
     pub fn num_rows(&self) -> usize {
         self.offsets.len().saturating_sub(1)

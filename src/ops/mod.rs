@@ -23,6 +23,7 @@ mod gemm;
 pub mod linear;
 pub mod norm;
 pub mod pool;
+pub mod process;
 pub mod reference;
 pub mod residual;
 mod simd;
@@ -36,7 +37,12 @@ use candle_core::{CpuStorage, DType, Device, Layout, Tensor};
 use crate::{Error, Result};
 
 impl From<candle_core::Error> for crate::Error {
+    /// A CUDA device's errors as [`cuda::fault`] tells them apart, everything else [`Error::Internal`].
     fn from(error: candle_core::Error) -> Self {
+        #[cfg(feature = "cuda")]
+        if let Some(error) = cuda::fault::of_candle(&error) {
+            return error;
+        }
         crate::Error::Internal { cause: cause(error) }
     }
 }

@@ -36,21 +36,39 @@ impl Launched {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
     Failed(String),
+    /// There was no memory for it: a smaller one may fit.
+    OutOfMemory(String),
+    /// The device is lost to this process.
+    Lost(String),
     Panicked(String),
 }
 
 impl Failure {
     pub fn cause(&self) -> &str {
         match self {
-            Self::Failed(cause) | Self::Panicked(cause) => cause,
+            Self::Failed(cause) | Self::OutOfMemory(cause) | Self::Lost(cause) | Self::Panicked(cause) => cause,
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::OutOfMemory { cause } => Self::OutOfMemory(cause),
+            Error::DeviceLost { cause } => Self::Lost(cause),
+            error => Self::Failed(error.to_string()),
         }
     }
 }
 
 impl Batch {
+    pub fn num_tokens(&self) -> usize {
+        self.tickets.iter().map(Ticket::num_tokens).sum()
+    }
+
     /// Lays the sequences one after another. Copies the ids; the tickets keep theirs for a second try.
     pub fn pack(&self) -> PackedInput {
-        let total_tokens = self.tickets.iter().map(Ticket::num_tokens).sum();
+        let total_tokens = self.num_tokens();
         let mut packed = PackedInput {
             input_ids: Vec::with_capacity(total_tokens),
             token_type_ids: Vec::with_capacity(total_tokens),
@@ -98,6 +116,21 @@ impl Batch {
         let (left, right) = self.tickets.into_iter().partition(|t| Arc::as_ptr(&t.client) < middle);
         Ok((Self { tickets: left }, Self { tickets: right }))
     }
+
+    /// Two halves by tokens, whosever they are; itself again if it is a single entry.
+    pub fn halve(mut self) -> Result<(Self, Self), Self> {
+        if self.tickets.len() < 2 {
+            return Err(self);
+        }
+        let (half, mut before) = (self.num_tokens() / 2, 0);
+        let fits = |ticket: &&Ticket| {
+            before += ticket.num_tokens();
+            before <= half
+        };
+        let middle = self.tickets.iter().take_while(fits).count().clamp(1, self.tickets.len() - 1);
+        let right = self.tickets.split_off(middle);
+        Ok((self, Self { tickets: right }))
+    }
 }
 
 /// Starts a packed batch. A panic of the model is a value here.
@@ -119,7 +152,7 @@ fn guard<T>(work: impl FnOnce() -> Result<T>) -> Result<T, Failure> {
     // `Sync`, and is tried with a heartbeat before it is trusted again.
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(Failure::Failed(error.to_string())),
+        Ok(Err(error)) => Err(error.into()),
         Err(payload) => Err(Failure::Panicked(panic_text(&*payload))),
     }
 }

@@ -1,4 +1,4 @@
-//! What becomes of the entries of a device that failed its trial: another device takes them, or they are answered.
+//! What becomes of the entries of a device that failed its trial or is lost: another device takes them, or they are answered.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,6 +1,6 @@
 //! Whether a model takes requests: what its workers know of their devices, readable from any thread.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -46,7 +46,7 @@ pub enum Standing {
     Ready,
     /// After a panic, until the device has passed a trial: milliseconds, worth waiting for where no device is ready.
     Restarting,
-    /// Loading, unhealthy or hung: takes no request.
+    /// Loading, unhealthy, hung or lost: takes no request.
     Down,
 }
 
@@ -63,7 +63,7 @@ pub struct ModelHealth {
 #[derive(Debug)]
 pub struct Vitals {
     state: AtomicU8,
-    /// Why the state is `RESTARTING` or `UNHEALTHY`. Locked only then.
+    /// Why the state is `RESTARTING`, `UNHEALTHY` or `LOST`. Locked only then.
     reason: Mutex<String>,
     /// When the device was given what it works on now: nanoseconds after `epoch` plus 1; 0 while it is idle.
     ///
@@ -72,6 +72,7 @@ pub struct Vitals {
     busy_since_ns: AtomicU64,
     epoch: Instant,
     device_timeout: Duration,
+    hangs_for_good: AtomicBool,
 }
 
 const LOADING: u8 = 0;
@@ -79,6 +80,8 @@ const READY: u8 = 1;
 /// After a panic, until the device has answered again: not ready, but requests may wait for it.
 const RESTARTING: u8 = 2;
 const UNHEALTHY: u8 = 3;
+/// For the rest of the process.
+const LOST: u8 = 4;
 
 impl Vitals {
     /// Loading. A device that works on one batch for longer than `device_timeout` counts as hung.
@@ -89,21 +92,62 @@ impl Vitals {
             busy_since_ns: AtomicU64::new(0),
             epoch: Instant::now(),
             device_timeout,
+            hangs_for_good: AtomicBool::new(false),
         }
     }
 
     pub fn set_ready(&self) {
-        self.state.store(READY, Ordering::Release);
+        self.set(READY, None);
     }
 
     pub fn set_restarting(&self, reason: String) {
-        *self.reason.lock() = reason;
-        self.state.store(RESTARTING, Ordering::Release);
+        self.set(RESTARTING, Some(reason));
     }
 
     pub fn set_unhealthy(&self, reason: String) {
-        *self.reason.lock() = reason;
-        self.state.store(UNHEALTHY, Ordering::Release);
+        self.set(UNHEALTHY, Some(reason));
+    }
+
+    /// From here on no other state is taken. Returns whether it was not so before.
+    pub fn set_lost(&self, reason: String) -> bool {
+        self.set(LOST, Some(reason))
+    }
+
+    /// Returns whether the state was taken.
+    fn set(&self, state: u8, reason: Option<String>) -> bool {
+        // Held over the change, so that the reason that is read is the state's. `READY` needs none.
+        let mut told = self.reason.lock();
+        let taken = self.state.load(Ordering::Acquire) != LOST;
+        if taken {
+            *told = reason.unwrap_or_default();
+            self.state.store(state, Ordering::Release);
+        }
+        taken
+    }
+
+    pub fn is_lost(&self) -> bool {
+        self.state.load(Ordering::Acquire) == LOST
+    }
+
+    /// Why the device is lost, if it is.
+    pub fn lost(&self) -> Option<String> {
+        self.is_lost().then(|| self.reason.lock().clone())
+    }
+
+    /// Why nobody will answer for the device, if the worker hangs in it and it was given up.
+    pub fn abandoned(&self, now: Instant) -> Option<String> {
+        self.lost().filter(|_| self.is_hung(now))
+    }
+
+    /// What [`crate::model::Backend::hangs_for_good`] says of the device.
+    pub fn set_hangs_for_good(&self, hangs_for_good: bool) {
+        self.hangs_for_good.store(hangs_for_good, Ordering::Relaxed);
+    }
+
+    /// Why nothing more will come of the device, if it hangs and its kind does not come back from that.
+    pub fn hung_for_good(&self, now: Instant) -> Option<String> {
+        let is_hung = !self.is_lost() && self.hangs_for_good.load(Ordering::Relaxed) && self.is_hung(now);
+        is_hung.then(|| self.hung_reason())
     }
 
     /// The device works since `launched`, or not at all.
@@ -167,6 +211,37 @@ mod tests {
         vitals.set_busy(None);
         assert_eq!(vitals.health(late), Health::Ready);
         assert_eq!((vitals.standing(late), vitals.busy_for(late)), (Standing::Ready, Duration::ZERO));
+    }
+
+    #[test]
+    fn a_lost_device_stays_lost() {
+        let vitals = Vitals::new(Duration::from_secs(30));
+        vitals.set_ready();
+        assert_eq!(vitals.lost(), None);
+        assert!(vitals.set_lost("illegal address".into()));
+        assert!(!vitals.set_lost("again".into()));
+        vitals.set_ready();
+        vitals.set_restarting("panic".into());
+        assert_eq!(vitals.lost(), Some("illegal address".into()));
+        let told = Health::Unhealthy("illegal address".into());
+        assert_eq!((vitals.health(Instant::now()), vitals.standing(Instant::now())), (told, Standing::Down));
+    }
+
+    #[test]
+    fn only_some_devices_hang_for_good() {
+        let vitals = Vitals::new(Duration::from_secs(30));
+        let (start, late) = (Instant::now(), Instant::now() + Duration::from_secs(31));
+        vitals.set_ready();
+        vitals.set_busy(Some(start));
+        assert_eq!(vitals.hung_for_good(late), None, "a slow CPU comes back");
+        vitals.set_hangs_for_good(true);
+        assert_eq!(vitals.hung_for_good(start), None);
+        assert!(vitals.hung_for_good(late).is_some_and(|reason| reason.contains("30s")));
+        assert_eq!(vitals.abandoned(late), None, "nobody has given it up yet");
+        vitals.set_lost("hung".into());
+        assert_eq!((vitals.abandoned(start), vitals.abandoned(late)), (None, Some("hung".into())));
+        vitals.set_busy(None);
+        assert_eq!((vitals.hung_for_good(late), vitals.abandoned(late)), (None, None), "it answers for itself");
     }
 
     #[test]

@@ -15,8 +15,9 @@ use super::metrics::{DeviceMetrics, ModelMetrics};
 use super::policy::BatchLimits;
 use super::queue::{self, Gate, Message, Push, Room};
 use super::shared::{Readiness, Shared, Traffic};
+use super::ticket::Client;
 use super::worker::Worker;
-use crate::model::{ModelInfo, Placed};
+use crate::model::{Backend, ModelInfo, Placed};
 use crate::{Error, Result};
 
 /// All devices of a model. The workers end when this is dropped.
@@ -32,6 +33,8 @@ pub struct Lanes {
 
 struct Lane {
     shared: Arc<Shared>,
+    /// Asked about limits only; the worker computes on it.
+    backend: Arc<dyn Backend>,
     /// The worker holds the other end; it ends when this is dropped.
     inbox: Sender<Message>,
 }
@@ -68,16 +71,16 @@ impl Lanes {
                 is_warm: false.into(),
             });
             let (inbox, messages) = queue::channel();
-            lanes.push(Lane { shared, inbox });
-            inboxes.push((backend, messages));
+            lanes.push(Lane { shared, backend, inbox });
+            inboxes.push(messages);
         }
         if lanes.is_empty() {
             return Err(Error::Internal { cause: format!("model `{}` is on no device", info.name) });
         }
         let lanes = Arc::new(Self { lanes, limits: limits.clone(), turn: Mutex::new(0) });
-        for (Lane { shared, .. }, (backend, messages)) in lanes.lanes.iter().zip(inboxes) {
+        for (Lane { shared, backend, .. }, messages) in lanes.lanes.iter().zip(inboxes) {
             let peers = Peers { lanes: Arc::downgrade(&lanes), own_idx: shared.device_idx };
-            let worker = Worker::new(shared.clone(), backend, messages, peers);
+            let worker = Worker::new(shared.clone(), backend.clone(), messages, peers);
             std::thread::Builder::new()
                 .name(format!("worker-{}-{}", shared.device, info.name))
                 .spawn(move || worker.run())
@@ -109,6 +112,39 @@ impl Lanes {
             true => Ok(()),
             false => Err(Health::of_model(&self.health(now))),
         }
+    }
+
+    /// Refuses limits that a device has no memory for. One that is lost is not asked.
+    ///
+    /// Errors: the first device's, with its name if there are several.
+    pub fn check_limits(&self, limits: &BatchLimits) -> Result<()> {
+        for Lane { shared, backend, .. } in self.lanes.iter().filter(|lane| !lane.shared.vitals.is_lost()) {
+            let checked = backend.check_limits(limits.max_batch_tokens, limits.max_batch_size);
+            checked.map_err(|error| match error {
+                Error::Invalid { field, reason } if self.lanes.len() > 1 => {
+                    Error::Invalid { field, reason: format!("{}: {reason}", shared.device) }
+                }
+                error => error,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Gives up the devices that hang for good. Somebody has to ask now and then: their workers cannot.
+    pub fn give_up_hung(&self, now: Instant) {
+        for Lane { shared, .. } in &self.lanes {
+            if let Some(reason) = shared.vitals.hung_for_good(now) {
+                shared.lose(&reason);
+            }
+        }
+    }
+
+    /// Why a row of this request will never come, if the worker it waits for hangs in a device that was given up.
+    pub fn abandoned(&self, client: &Client, now: Instant) -> Option<String> {
+        self.lanes.iter().find_map(|Lane { shared, .. }| {
+            let reason = shared.vitals.abandoned(now)?;
+            (self.lanes.len() == 1 || client.waits_for(shared.device_idx)).then_some(reason)
+        })
     }
 
     /// Each device's name and health.
@@ -150,6 +186,7 @@ impl Lanes {
         if let Some((&first, rest)) = targets.split_first()
             && rest.iter().all(|&target| target == first)
         {
+            push.client.sent(&push.tickets, first);
             self.lanes[first].send(push);
         } else {
             self.send_split(push, &chunks, &targets);
@@ -167,6 +204,7 @@ impl Lanes {
         }
         for (lane, tickets) in self.lanes.iter().zip(parts).filter(|(_, tickets)| !tickets.is_empty()) {
             let places = places.split(tickets.len());
+            client.sent(&tickets, lane.shared.device_idx);
             lane.send(Push { client: client.clone(), tickets, places });
         }
     }

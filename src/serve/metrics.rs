@@ -8,6 +8,7 @@ use ::metrics::{
 
 use super::batch::Batch;
 use super::policy::BatchLimits;
+use crate::model::Rows;
 
 /// Registers help and unit of every metric of this room. Call it once, after the recorder is installed and
 /// before the first model is added.
@@ -71,11 +72,32 @@ pub fn describe() {
         Unit::Count,
         "Entries that another device took over from one that failed, by model and the device that failed"
     );
+    describe_counter!(
+        "eremois_limits_lowered_total",
+        Unit::Count,
+        "Reductions of max_batch_tokens for want of memory, by model"
+    );
+    describe_gauge!("eremois_max_batch_tokens", Unit::Count, "The max_batch_tokens in force, by model");
+    describe_histogram!(
+        "eremois_device_seconds",
+        Unit::Seconds,
+        "Of one batch, by the device's own clock, by model, device and phase"
+    );
+    describe_histogram!(
+        "eremois_device_gap_seconds",
+        Unit::Seconds,
+        "Before one batch: how long the device computed nothing while an entry of the batch waited, by model and device"
+    );
     describe_gauge!("eremois_model_ready", Unit::Count, "1 while the model takes requests, else 0");
     describe_gauge!(
         "eremois_device_ready",
         Unit::Count,
         "1 while the device passes its trials, else 0, by model and device"
+    );
+    describe_gauge!(
+        "eremois_device_lost",
+        Unit::Count,
+        "1 once the device is lost to this process, else 0, by model and device"
     );
 }
 
@@ -102,6 +124,7 @@ pub struct ModelMetrics {
     pub refused_unready: Counter,
     pub refused_draining: Counter,
     pub ready: Gauge,
+    pub max_batch_tokens: Gauge,
     outcomes: [Counter; 6],
 }
 
@@ -121,11 +144,20 @@ pub struct DeviceMetrics {
     pub expired_closed: Counter,
     pub batches_failed: Counter,
     pub batches_panicked: Counter,
+    pub batches_out_of_memory: Counter,
+    pub batches_lost: Counter,
     pub restarts: Counter,
     pub heartbeats_ok: Counter,
     pub heartbeats_failed: Counter,
     pub handed_over: Counter,
     pub device_ready: Gauge,
+    pub device_lost: Gauge,
+    pub limits_lowered: Counter,
+    pub max_batch_tokens: Gauge,
+    device_upload: Histogram,
+    device_forward: Histogram,
+    device_download: Histogram,
+    device_gap: Histogram,
 }
 
 impl ModelMetrics {
@@ -143,6 +175,7 @@ impl ModelMetrics {
             refused_unready: refused("unready"),
             refused_draining: refused("draining"),
             ready: gauge!("eremois_model_ready", "model" => m()),
+            max_batch_tokens: gauge!("eremois_max_batch_tokens", "model" => m()),
             // In the order of `Outcome`.
             outcomes: ["ok", "invalid", "refused", "expired", "failed", "cancelled"].map(outcome),
         }
@@ -161,8 +194,11 @@ impl DeviceMetrics {
         let failures = |kind| counter!("eremois_batch_failures_total", "model" => m(), "device" => d(), "kind" => kind);
         let heartbeats =
             |outcome| counter!("eremois_heartbeats_total", "model" => m(), "device" => d(), "outcome" => outcome);
+        let phase = |phase| histogram!("eremois_device_seconds", "model" => m(), "device" => d(), "phase" => phase);
         let device_ready = gauge!("eremois_device_ready", "model" => m(), "device" => d());
+        let device_lost = gauge!("eremois_device_lost", "model" => m(), "device" => d());
         device_ready.set(0.0);
+        device_lost.set(0.0);
         Self {
             queue_wait: histogram!("eremois_queue_wait_seconds", "model" => m(), "device" => d()),
             batch_size: histogram!("eremois_batch_size", "model" => m(), "device" => d()),
@@ -178,11 +214,20 @@ impl DeviceMetrics {
             expired_closed: expired("closed"),
             batches_failed: failures("error"),
             batches_panicked: failures("panic"),
+            batches_out_of_memory: failures("out_of_memory"),
+            batches_lost: failures("lost"),
             restarts: counter!("eremois_worker_restarts_total", "model" => m(), "device" => d()),
             heartbeats_ok: heartbeats("ok"),
             heartbeats_failed: heartbeats("failed"),
             handed_over: counter!("eremois_handed_over_total", "model" => m(), "device" => d()),
             device_ready,
+            device_lost,
+            limits_lowered: counter!("eremois_limits_lowered_total", "model" => m()),
+            max_batch_tokens: gauge!("eremois_max_batch_tokens", "model" => m()),
+            device_upload: phase("upload"),
+            device_forward: phase("forward"),
+            device_download: phase("download"),
+            device_gap: histogram!("eremois_device_gap_seconds", "model" => m(), "device" => d()),
         }
     }
 
@@ -196,6 +241,20 @@ impl DeviceMetrics {
         self.batch_fill.record(by_size.max(by_tokens));
         for ticket in &batch.tickets {
             self.queue_wait.record(launched.saturating_duration_since(ticket.pushed));
+        }
+    }
+
+    /// The rows of a batch are there.
+    pub fn computed(&self, batch: &Batch, rows: &Rows, launched: Instant) {
+        let Some(times) = rows.device_times else { return };
+        self.device_upload.record(times.upload);
+        self.device_forward.record(times.forward);
+        self.device_download.record(times.download);
+        // An idle device is a loss only while something waits for it.
+        if let Some(idle) = times.idle
+            && let Some(oldest) = batch.tickets.iter().map(|ticket| ticket.pushed).min()
+        {
+            self.device_gap.record(idle.min(launched.saturating_duration_since(oldest)));
         }
     }
 }

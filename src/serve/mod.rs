@@ -18,6 +18,8 @@ pub mod fair;
 mod handover;
 mod health;
 mod lanes;
+mod loss;
+mod memory;
 pub mod metrics;
 pub mod policy;
 pub mod queue;
@@ -41,6 +43,7 @@ use crate::request::{ModelName, Request};
 use crate::{Error, Result};
 use encoders::EncoderPool;
 pub use health::{Health, ModelHealth};
+use loss::look_interval;
 use policy::BatchLimits;
 use queue::Gate;
 use served::Served;
@@ -160,14 +163,18 @@ impl Engine {
     }
 
     /// Puts new limits in force for the requests admitted and the batches formed from now on, and logs old
-    /// and new. What waits already stays, also above a smaller `max_queue_size`.
+    /// and new. What waits already stays, also above a smaller `max_queue_size`. A `max_batch_tokens` that was lowered
+    /// for want of memory is what is said here again.
     ///
-    /// Errors: `UnknownModel`; `Invalid` for limits the model cannot have, which changes nothing.
+    /// Errors: `UnknownModel`; `Invalid` for limits the model cannot have or one of its devices has no memory for,
+    /// which changes nothing.
     pub fn set_limits(&self, name: &str, limits: BatchLimits) -> Result<()> {
         let served = self.find(Some(name))?;
         limits.check(served.info.max_seq_len)?;
+        served.lanes.check_limits(&limits)?;
         let new = Arc::new(limits);
         let old = served.limits.swap(new.clone());
+        served.metrics.max_batch_tokens.set(new.max_batch_tokens as f64);
         if old != new {
             tracing::info!(model = name, ?old, ?new, "batching limits changed");
             // A shorter delay may be over already.
@@ -202,6 +209,27 @@ impl Engine {
         let _ = tokio::time::timeout(LAST_ANSWERS, self.gate.emptied()).await;
         tracing::warn!(num_left, "the drain's deadline passed; entries were not computed");
         num_left
+    }
+
+    /// `DeviceLost` once a model's last device is lost to this process, by an error or because it hangs for good: the
+    /// server should drain what other models' devices still compute, and end. `None` while every model has one that is
+    /// well, or may be again.
+    pub fn loss(&self) -> Option<Error> {
+        let now = Instant::now();
+        self.models.load().iter().for_each(|m| m.lanes.give_up_hung(now));
+        self.gate.loss.cause().map(|cause| Error::DeviceLost { cause: cause.to_string() })
+    }
+
+    /// Completes when there is a [`Engine::loss`]. Somebody has to wait here, or hung devices are not found.
+    pub async fn lost(&self) -> Error {
+        loop {
+            // Made before the look, so that no word falls between the two.
+            let told = self.gate.loss.told();
+            if let Some(error) = self.loss() {
+                return error;
+            }
+            let _ = tokio::time::timeout(look_interval(&self.settings), told).await;
+        }
     }
 
     fn find(&self, name: Option<&str>) -> Result<Arc<Served>> {

@@ -7,6 +7,7 @@ use ::metrics::Gauge;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use tokio::sync::Notify;
 
+use super::loss::Loss;
 use super::ticket::{Client, Ticket};
 
 /// A bound on the entries waiting. Places are reserved for a whole request or not at all.
@@ -95,6 +96,8 @@ pub struct Gate {
     aborted: AtomicBool,
     /// Told when the last accepted entry of a draining engine is gone.
     emptied: Notify,
+    /// Of any device: the process ends then, and the gate with it.
+    pub loss: Loss,
 }
 
 impl Gate {

@@ -10,6 +10,7 @@ use super::Settings;
 use super::encoders::EncoderPool;
 use super::health::{Health, ModelHealth};
 use super::lanes::Lanes;
+use super::loss;
 use super::metrics::{ModelMetrics, Outcome};
 use super::policy::BatchLimits;
 use super::queue::{Accepted, Gate, Places, Push, Room};
@@ -41,7 +42,9 @@ pub struct Served {
     room: Arc<Room>,
     /// Bounds the texts and id lists of `tokenize` and `decode`, which no device waits for.
     text_room: Arc<Room>,
-    metrics: ModelMetrics,
+    pub metrics: ModelMetrics,
+    /// Between two looks of a waiting request whether its device was given up.
+    look_interval: Duration,
     encoder: Arc<Encoder>,
     encoders: Arc<EncoderPool>,
 }
@@ -58,10 +61,12 @@ impl Served {
         let LoadedModel { info, encoder, backends } = model;
         limits.check(info.max_seq_len)?;
         let metrics = ModelMetrics::new(&info.name);
+        metrics.max_batch_tokens.set(limits.max_batch_tokens as f64);
         let limits = Arc::new(ArcSwap::from_pointee(limits));
         let room = Arc::new(Room::new(metrics.queue_depth.clone()));
         let lanes = Lanes::start(&info, backends, &limits, settings, &gate, &room, &metrics)?;
-        Ok(Self { info, limits, lanes, gate, room, text_room: Arc::default(), metrics, encoder, encoders })
+        let (look_interval, text_room) = (loss::look_interval(settings), Arc::default());
+        Ok(Self { info, limits, lanes, gate, room, text_room, metrics, look_interval, encoder, encoders })
     }
 
     /// The state of the model and of each of its devices.
@@ -88,6 +93,8 @@ impl Served {
         let num_inputs = inputs.len();
         let (accepted, places) = self.admit(num_inputs, start, deadline)?;
         let (client, answer) = Client::new(num_inputs, start, deadline, accepted);
+        // Weak: that the last ticket has gone must show.
+        let asking = Arc::downgrade(&client);
         if is_small_ids(&inputs) {
             let encodings: Result<Vec<Encoding>> =
                 inputs.iter().enumerate().map(|(i, input)| form.encode(&self.encoder, input, i, num_inputs)).collect();
@@ -102,12 +109,12 @@ impl Served {
             };
             self.encoders.map(inputs, len_bytes, encode, self.pusher(client, places, row, start));
         }
-        // The timer is here, on the async side: it answers in time even while the worker is busy or hung.
-        let answer = match tokio::time::timeout_at(deadline.into(), answer).await {
-            Ok(Ok(answer)) => answer?,
-            Ok(Err(_)) => return Err(Error::Internal { cause: "the worker dropped the request".to_string() }),
-            Err(_) => return Err(Error::Deadline { timeout: deadline.saturating_duration_since(start) }),
+        let abandoned = |now| {
+            // Nobody knows how far the request has come, and another server can be asked.
+            let reason = asking.upgrade().and_then(|client| self.lanes.abandoned(&client, now))?;
+            Some(Error::Unhealthy { model: self.info.name.to_string(), reason })
         };
+        let answer = loss::answer(answer, start, deadline, self.look_interval, abandoned).await?;
         let phases = Phases {
             tokenize: answer.tokenize,
             queue: answer.queue,
@@ -309,7 +316,9 @@ fn outcome_of(result: &Result<Output>) -> Outcome {
             | Error::Unhealthy { .. },
         ) => Outcome::Refused,
         Err(Error::Deadline { .. }) => Outcome::Expired,
-        Err(Error::Forward { .. } | Error::Internal { .. }) => Outcome::Failed,
+        Err(Error::Forward { .. } | Error::Internal { .. } | Error::OutOfMemory { .. } | Error::DeviceLost { .. }) => {
+            Outcome::Failed
+        }
         Err(_) => Outcome::Invalid,
     }
 }

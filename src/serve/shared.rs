@@ -59,10 +59,13 @@ impl Shared {
     pub fn tried(&self, result: &Result<(), String>) {
         let (model, device) = (&self.info.name, &self.device);
         let before = self.vitals.health(Instant::now());
+        if !self.readiness.set(self.device_idx, result.is_ok(), &self.metrics.device_ready) {
+            // Given up as hung, it came back: too late.
+            return;
+        }
         match result {
             Ok(()) => {
                 self.metrics.heartbeats_ok.increment(1);
-                self.metrics.device_ready.set(1.0);
                 self.vitals.set_ready();
                 self.is_warm.store(true, Ordering::Relaxed);
                 if before != Health::Ready {
@@ -71,36 +74,63 @@ impl Shared {
             }
             Err(reason) => {
                 self.metrics.heartbeats_failed.increment(1);
-                self.metrics.device_ready.set(0.0);
                 if before != Health::Unhealthy(reason.clone()) {
                     tracing::error!(%model, device, reason, "the device failed a trial; it gets no requests until it passes");
                 }
                 self.vitals.set_unhealthy(reason.clone());
             }
         }
-        self.readiness.set(self.device_idx, result.is_ok());
     }
 }
 
-/// Which devices of a model passed their last trial, for the model's gauge.
+/// What came of each device's last trial, for the gauges, and for whoever has to know that none is left.
 pub struct Readiness {
-    /// 1 while any has. Moved under the lock: of two workers at once the later one must not show the older state.
+    /// 1 while any has passed. Moved under the lock, as the devices' own are: of two threads at once the later one must
+    /// not show the older state.
     gauge: Gauge,
     /// Locked once a trial.
-    ready: Mutex<Vec<bool>>,
+    devices: Mutex<Vec<Last>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Last {
+    /// Or it had none yet.
+    Failed,
+    Passed,
+    /// There will be no other.
+    Lost,
 }
 
 impl Readiness {
     /// None has.
     pub fn new(num_devices: usize, gauge: Gauge) -> Self {
         gauge.set(0.0);
-        Self { gauge, ready: Mutex::new(vec![false; num_devices]) }
+        Self { gauge, devices: Mutex::new(vec![Last::Failed; num_devices]) }
     }
 
-    fn set(&self, device_idx: usize, is_ready: bool) {
-        let mut ready = self.ready.lock();
-        ready[device_idx] = is_ready;
-        self.gauge.set(if ready.contains(&true) { 1.0 } else { 0.0 });
+    /// Notes a trial; `shown` is the device's own gauge. Returns whether that was taken: not of a lost device.
+    pub fn set(&self, device_idx: usize, has_passed: bool, shown: &Gauge) -> bool {
+        let mut devices = self.devices.lock();
+        let is_taken = devices[device_idx] != Last::Lost;
+        if is_taken {
+            devices[device_idx] = if has_passed { Last::Passed } else { Last::Failed };
+            self.show(&devices, device_idx, shown);
+        }
+        is_taken
+    }
+
+    /// Notes that a device is lost. Returns whether all of the model's are now.
+    pub fn lose(&self, device_idx: usize, shown: &Gauge) -> bool {
+        let mut devices = self.devices.lock();
+        devices[device_idx] = Last::Lost;
+        self.show(&devices, device_idx, shown);
+        devices.iter().all(|&last| last == Last::Lost)
+    }
+
+    fn show(&self, devices: &[Last], device_idx: usize, shown: &Gauge) {
+        let one_if = |is_passed: bool| if is_passed { 1.0 } else { 0.0 };
+        shown.set(one_if(devices[device_idx] == Last::Passed));
+        self.gauge.set(one_if(devices.contains(&Last::Passed)));
     }
 }
 
@@ -170,8 +200,20 @@ mod tests {
         for (device_idx, is_ready, expected) in
             [(1, true, true), (0, true, true), (1, false, true), (0, false, false), (0, true, true)]
         {
-            readiness.set(device_idx, is_ready);
+            assert!(readiness.set(device_idx, is_ready, &Gauge::noop()));
             assert_eq!(is_shown(), expected);
         }
+    }
+
+    #[test]
+    fn a_lost_device_passes_no_trial_and_the_last_one_is_told() {
+        let shown = Arc::new(std::sync::atomic::AtomicU64::new(0)); // the bits of an f64
+        let device = Gauge::from_arc(shown.clone());
+        let readiness = Readiness::new(2, Gauge::noop());
+        assert!(readiness.set(0, true, &device));
+        assert!(!readiness.lose(0, &device), "another is left");
+        assert!(!readiness.set(0, true, &device));
+        assert_eq!(f64::from_bits(shown.load(Ordering::Relaxed)), 0.0);
+        assert!(readiness.lose(1, &Gauge::noop()));
     }
 }

@@ -63,7 +63,10 @@ struct State {
     /// The other end is the handler's: it is closed when the client has gone or its deadline has passed.
     /// `None` once answered.
     reply: Option<oneshot::Sender<Result<Answer>>>,
+    /// Empty where it has not come. No row is empty.
     rows: Vec<Vec<f32>>,
+    /// The device each input was last sent to. Empty where there is no choice, and before it was made.
+    devices: Vec<usize>,
     num_left: usize,
     usage: Usage,
     tokenize: Duration,
@@ -93,6 +96,7 @@ impl Client {
         let state = State {
             reply: Some(reply),
             rows: vec![Vec::new(); num_inputs],
+            devices: Vec::new(),
             num_left: num_inputs,
             usage: Usage::default(),
             tokenize: Duration::ZERO,
@@ -122,6 +126,25 @@ impl Client {
         let mut state = self.state.lock();
         state.usage = usage;
         state.tokenize = took;
+    }
+
+    /// Notes to which of several devices these inputs of the request go.
+    pub fn sent(&self, tickets: &[Ticket], device_idx: usize) {
+        let mut state = self.state.lock();
+        let num_inputs = state.rows.len();
+        state.devices.resize(num_inputs, usize::MAX);
+        for ticket in tickets {
+            // None is there once all rows are taken by the answer.
+            if let Some(device) = state.devices.get_mut(ticket.input_idx) {
+                *device = device_idx;
+            }
+        }
+    }
+
+    /// Whether a row is still to come from this of several devices.
+    pub fn waits_for(&self, device_idx: usize) -> bool {
+        let state = self.state.lock();
+        state.rows.iter().zip(&state.devices).any(|(row, &device)| row.is_empty() && device == device_idx)
     }
 
     /// Keeps the row of one input, and answers when it was the last.

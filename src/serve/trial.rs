@@ -2,31 +2,50 @@
 
 use std::time::Instant;
 
-use super::batch;
+use super::batch::{self, Failure};
 use super::worker::Worker;
 use crate::model::pack::{PackedInput, RowSpec};
 
 /// Computes a made-up batch, or two: until the device has passed once, the warm-up (the smallest batch and the
 /// largest the limits allow, so that no request is the first to meet either); later the smallest alone.
 ///
-/// Errors: the cause, in words for logs and `/health/ready`.
-pub fn run(worker: &mut Worker) -> Result<(), String> {
+/// Where the device has no memory for the largest, half of it is tried, and so on; what passes is the limit then.
+/// Errors: the cause, for logs and `/health/ready`.
+pub fn run(worker: &mut Worker) -> Result<(), Failure> {
     let limits = worker.shared.limits.load_full();
-    let max_seq_len = worker.shared.info.max_seq_len.min(limits.max_batch_tokens).max(1);
-    let mut shapes = vec![(1, max_seq_len.min(2))];
-    if !worker.shared.is_warm() {
-        let num_seqs = (limits.max_batch_tokens / max_seq_len).clamp(1, limits.max_batch_size);
-        shapes.push((num_seqs, max_seq_len));
+    let seq_len = worker.shared.info.max_seq_len.min(limits.max_batch_tokens).max(1);
+    compute(worker, 1, seq_len.min(2))?;
+    if worker.shared.is_warm() {
+        return Ok(());
     }
-    for (num_seqs, seq_len) in shapes {
-        let packed = made_up(num_seqs, seq_len, worker.shared.info.hidden_size);
-        let start = Instant::now();
-        worker.shared.vitals.set_busy(Some(start));
-        let rows = batch::launch(&*worker.backend, packed).and_then(|in_flight| batch::finish(in_flight, num_seqs));
-        rows.map_err(|failure| failure.cause().to_string())?;
-        worker.fit.learn(num_seqs, num_seqs * seq_len, start.elapsed());
-        worker.shared.cost.publish(&worker.fit);
+    let largest = (limits.max_batch_tokens / seq_len).clamp(1, limits.max_batch_size);
+    let mut num_seqs = largest;
+    let mut without_memory = None;
+    loop {
+        match compute(worker, num_seqs, seq_len) {
+            Ok(()) => break,
+            Err(Failure::OutOfMemory(cause)) if num_seqs > 1 => {
+                without_memory = Some((num_seqs * seq_len, cause));
+                num_seqs /= 2;
+            }
+            Err(failure) => return Err(failure),
+        }
     }
+    if let Some((num_failed, cause)) = without_memory {
+        worker.lower_limits(num_seqs * seq_len, num_failed, &cause);
+    }
+    worker.backend.warmed_up();
+    Ok(())
+}
+
+/// One made-up batch from launch to rows.
+fn compute(worker: &mut Worker, num_seqs: usize, seq_len: usize) -> Result<(), Failure> {
+    let packed = made_up(num_seqs, seq_len, worker.shared.info.hidden_size);
+    let start = Instant::now();
+    worker.shared.vitals.set_busy(Some(start));
+    batch::launch(&*worker.backend, packed).and_then(|in_flight| batch::finish(in_flight, num_seqs))?;
+    worker.fit.learn(num_seqs, num_seqs * seq_len, start.elapsed());
+    worker.shared.cost.publish(&worker.fit);
     Ok(())
 }
 

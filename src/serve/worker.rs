@@ -26,7 +26,7 @@ pub struct Worker {
     /// Who takes over what waits here if the device fails.
     pub(super) peers: Peers,
     pub(super) backlog: Backlog,
-    in_flight: Option<Launched>,
+    pub(super) in_flight: Option<Launched>,
     pub(super) fit: Fit,
     /// Whether the device must answer a trial before it gets work.
     pub(super) is_suspect: bool,
@@ -42,6 +42,7 @@ impl Worker {
     /// Works until nobody can ask any more. A panic of the model ends one batch; one of this room's own
     /// ends the entries on the device, and the rest goes on after a trial.
     pub fn run(mut self) {
+        self.shared.vitals.set_hangs_for_good(self.backend.hangs_for_good());
         loop {
             match catch_unwind(AssertUnwindSafe(|| while self.step().is_continue() {})) {
                 Ok(()) => return,
@@ -58,6 +59,9 @@ impl Worker {
     fn step(&mut self) -> ControlFlow<()> {
         self.absorb()?;
         self.settle();
+        if self.shared.vitals.is_lost() {
+            return self.pass_on();
+        }
         if self.shared.gate.is_aborted() {
             self.backlog.fail_all(&Error::Draining);
         }
@@ -98,7 +102,7 @@ impl Worker {
     }
 
     /// Sleeps until something is sent or `until`; sends a heartbeat when its time has come.
-    fn wait(&mut self, until: Instant) -> ControlFlow<()> {
+    pub(super) fn wait(&mut self, until: Instant) -> ControlFlow<()> {
         match self.inbox.recv_deadline(until) {
             Ok(Message::Push(push)) => self.backlog.push(push),
             Ok(Message::Wake) => {}
@@ -175,8 +179,9 @@ impl Worker {
         self.next_heartbeat = finished + self.shared.settings.heartbeat_interval;
         self.fit.learn(num_entries, num_tokens, finished - launched);
         self.shared.cost.publish(&self.fit);
-        batch.reply(&rows, launched, finished);
         let metrics = &self.shared.metrics;
+        metrics.computed(&batch, &rows, launched);
+        batch.reply(&rows, launched, finished);
         metrics.forward.record(launch_took);
         metrics.copy.record(finished - finishing);
         metrics.reply.record(finished.elapsed());

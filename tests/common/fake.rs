@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use eremois::model::encode::Encoder;
 use eremois::model::pack::{PackedInput, Pooling};
-use eremois::model::{Backend, InFlight, LoadedModel, ModelInfo, Placed, Rows};
+use eremois::model::{Backend, DeviceTimes, InFlight, LoadedModel, ModelInfo, Placed, Rows};
 use eremois::{Error, Result};
 use parking_lot::{Condvar, Mutex};
 use tokenizers::Tokenizer;
@@ -19,6 +19,11 @@ pub const PANIC_ID: u32 = 998;
 /// The word whose id makes a forward fail: `fail` in a text.
 pub const FAIL_ID: u32 = 997;
 
+/// The word whose id loses the device for good: `lose` in a text.
+pub const LOSE_ID: u32 = 996;
+/// The word whose id makes a forward hang for ever: `hang` in a text.
+pub const HANG_ID: u32 = 995;
+
 /// What a fake model does, seen and steered from a test.
 #[derive(Default)]
 pub struct Controls {
@@ -28,11 +33,23 @@ pub struct Controls {
     /// Slept in every launch, plus `per_token` for each token.
     pub per_batch: Mutex<Duration>,
     pub per_token: Mutex<Duration>,
-    /// While true every launch fails: a lost device.
+    /// While true every launch fails: a device that is ill.
     pub broken: AtomicBool,
     /// While true every launch waits: a device that stands still. See [`Controls::hold`].
     is_held: Mutex<bool>,
     released: Condvar,
+    /// Once true every launch fails as one on a device that is lost to the process.
+    pub lost: AtomicBool,
+    /// Tokens of the largest batch that there is memory for; 0: any.
+    pub memory_tokens: AtomicUsize,
+    /// Tokens of the largest limit that is taken; 0: any.
+    pub most_tokens: AtomicUsize,
+    /// Times the worker told that the warm-up has passed.
+    pub num_warmed_up: AtomicUsize,
+    /// What the device says of itself.
+    pub hangs_for_good: AtomicBool,
+    /// What the device's clock says of every batch.
+    pub device_times: Mutex<Option<DeviceTimes>>,
 }
 
 impl Controls {
@@ -76,17 +93,48 @@ impl Backend for FakeBackend {
         if !pause.is_zero() {
             std::thread::sleep(pause);
         }
+        if batch.input_ids.contains(&LOSE_ID) {
+            self.0.lost.store(true, Ordering::SeqCst);
+        }
+        if self.0.lost.load(Ordering::SeqCst) {
+            return Err(Error::DeviceLost { cause: "asked to lose the device".into() });
+        }
+        while batch.input_ids.contains(&HANG_ID) {
+            std::thread::park();
+        }
+        let memory_tokens = self.0.memory_tokens.load(Ordering::SeqCst);
+        if memory_tokens > 0 && batch.total_tokens() > memory_tokens {
+            return Err(Error::OutOfMemory { cause: format!("no memory beyond {memory_tokens} tokens") });
+        }
         assert!(!batch.input_ids.contains(&PANIC_ID), "the fake model was asked to panic");
         if self.0.broken.load(Ordering::SeqCst) || batch.input_ids.contains(&FAIL_ID) {
             return Err(Error::Forward { model: "fake".into(), cause: "asked to fail".into() });
         }
-        let mut rows = Rows { values: Vec::new(), offsets: vec![0] };
+        let mut rows = Rows::with_capacity(batch.num_seqs(), 0);
         for (bounds, spec) in batch.cu_seqlens.windows(2).zip(&batch.rows) {
             let ids = &batch.input_ids[bounds[0] as usize..bounds[1] as usize];
             rows.values.extend(row_of(ids, spec.dimensions));
             rows.offsets.push(rows.values.len());
         }
+        rows.device_times = *self.0.device_times.lock();
         Ok(Box::new(Done(rows)))
+    }
+
+    fn check_limits(&self, max_batch_tokens: usize, _: usize) -> Result<()> {
+        match self.0.most_tokens.load(Ordering::SeqCst) {
+            most if most > 0 && max_batch_tokens > most => {
+                Err(Error::Invalid { field: "max_batch_tokens".into(), reason: format!("no memory beyond {most}") })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn warmed_up(&self) {
+        self.0.num_warmed_up.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn hangs_for_good(&self) -> bool {
+        self.0.hangs_for_good.load(Ordering::SeqCst)
     }
 }
 
@@ -98,9 +146,11 @@ impl InFlight for Done {
     }
 }
 
-/// A tokenizer of whole words split at white space: `w0`, `w1`, ... `w996`, `fail`, `panic`, `[UNK]`.
+/// A tokenizer of whole words split at white space: `w0`, `w1`, ... `w994`, `hang`, `lose`, `fail`, `panic`, `[UNK]`.
 pub fn tokenizer() -> Tokenizer {
-    let mut vocab: BTreeMap<String, u32> = (0..997).map(|i| (format!("w{i}"), i)).collect();
+    let mut vocab: BTreeMap<String, u32> = (0..HANG_ID).map(|i| (format!("w{i}"), i)).collect();
+    vocab.insert("hang".into(), HANG_ID);
+    vocab.insert("lose".into(), LOSE_ID);
     vocab.insert("fail".into(), FAIL_ID);
     vocab.insert("panic".into(), PANIC_ID);
     vocab.insert("[UNK]".into(), 999);

@@ -9,19 +9,19 @@
 //! One upload buffer and one set of activations serve all batches, in the order of the compute stream. What a batch
 //! needs beyond that order, pinned memory and its rows, is its [`Slot`].
 
-use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use cudarc::driver::CudaStream;
+use cudarc::driver::{CudaEvent, CudaStream};
 use parking_lot::Mutex;
 
 use super::arena::Arena;
 use super::attention::BLOCK_QUERIES;
+use super::budget::{Budget, Capacity, MAX_FREE_SLOTS};
 use super::encoder::DeviceEncoder;
 use super::gemm::{Gemm, WORKSPACE_BYTES};
 use super::graph::Graphs;
-use super::layout::{Batch, Layout, WORD, seq_bucket, token_bucket, token_buckets};
+use super::layout::{Batch, Layout, WORD, token_buckets};
 use super::sizes::{EncoderSizes, Scratch};
 use super::staging::{Slot, Times};
 use super::{Gpu, HalfType, Span};
@@ -30,69 +30,6 @@ use crate::{Error, Result};
 
 /// Buckets up to here are captured: in a larger one the device computes for longer than the host takes to launch.
 const MAX_GRAPH_TOKENS: usize = 4096;
-/// Slots that are kept for reuse: one on the device, one being packed, one being read.
-const MAX_FREE_SLOTS: usize = 3;
-
-/// The largest batch to hold memory for. A larger one is not refused: the memory grows when it comes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Capacity {
-    pub max_batch_tokens: usize,
-    pub max_batch_size: usize,
-}
-
-impl Capacity {
-    fn layout(&self) -> Layout {
-        // A sequence has at least one token.
-        let num_seqs = self.max_batch_size.min(self.max_batch_tokens).max(1);
-        Layout::new(token_bucket(self.max_batch_tokens), seq_bucket(num_seqs))
-    }
-}
-
-/// Device memory of a model, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Budget {
-    pub weights: usize,
-    /// Activations of the largest bucket.
-    pub activations: usize,
-    /// What cuBLASLt works in.
-    pub workspace: usize,
-    /// Uploads and rows of the batches under way.
-    pub staging: usize,
-}
-
-impl Budget {
-    /// Of a model with these sizes at this capacity.
-    pub fn of(sizes: &EncoderSizes, capacity: &Capacity) -> Self {
-        let layout = capacity.layout();
-        Self {
-            weights: sizes.weight_bytes(),
-            activations: sizes.scratch_bytes(layout.token_capacity),
-            workspace: WORKSPACE_BYTES,
-            staging: layout.num_words(true) * WORD
-                + MAX_FREE_SLOTS * Slot::device_bytes(layout.seq_capacity, sizes.hidden_size),
-        }
-    }
-
-    /// All of it.
-    pub fn num_bytes(&self) -> usize {
-        self.weights + self.activations + self.workspace + self.staging
-    }
-}
-
-impl fmt::Display for Budget {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = |num_bytes: usize| num_bytes.div_ceil(1 << 20);
-        write!(
-            f,
-            "{} MiB (weights {}, activations {}, workspace {}, staging {})",
-            mib(self.num_bytes()),
-            mib(self.weights),
-            mib(self.activations),
-            mib(self.workspace),
-            mib(self.staging)
-        )
-    }
-}
 
 /// An encoder with pooling on one device. Cheap to clone; batches under way hold it too.
 #[derive(Clone)]
@@ -106,7 +43,9 @@ struct Shared {
     copy: Arc<CudaStream>,
     encoder: DeviceEncoder,
     pooling: Pooling,
-    capacity: Capacity,
+    /// What there was memory for when it was last asked, at load or for new limits. Never held while a batch is
+    /// enqueued: whoever asks must not wait for the device.
+    capacity: Mutex<Capacity>,
     /// Held for the time of enqueueing a batch. A worker has a device to itself; the lock is for whoever else asks.
     state: Mutex<State>,
 }
@@ -117,6 +56,8 @@ struct State {
     /// `None` after an allocation failed, until the next batch asks for what it needs.
     memory: Option<Memory>,
     free_slots: Vec<Slot>,
+    /// The end of the last batch's forward on the compute stream.
+    last_computed: Option<Arc<CudaEvent>>,
 }
 
 /// What all batches share, in the order of the compute stream.
@@ -152,8 +93,9 @@ impl Engine {
     ) -> Result<Self> {
         let gemm = Gemm::new(&gpu, &compute, encoder.dtype, dir)?;
         let copy = gpu.new_stream()?;
-        let state = State { gemm, graphs: Graphs::new(), memory: None, free_slots: Vec::new() };
-        let shared = Shared { gpu, compute, copy, encoder, pooling, capacity, state: Mutex::new(state) };
+        let state = State { gemm, graphs: Graphs::new(), memory: None, free_slots: Vec::new(), last_computed: None };
+        let (capacity, state) = (Mutex::new(capacity), Mutex::new(state));
+        let shared = Shared { gpu, compute, copy, encoder, pooling, capacity, state };
         shared.tune()?;
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -166,11 +108,64 @@ impl Engine {
         self.shared.encoder.dtype
     }
 
+    /// Refuses batches that there is no memory for. Takes none: that is done by the first batch that needs it.
+    ///
+    /// Blocks: no; also not while the device computes or hangs.
+    /// Errors: [`Error::Invalid`] naming the limit, what it takes and what is free.
+    pub fn plan(&self, capacity: Capacity) -> Result<()> {
+        let mut planned = self.shared.capacity.lock();
+        let capacity = capacity.max(*planned);
+        let (before, after) = (Budget::of(self.sizes(), &planned), Budget::of(self.sizes(), &capacity));
+        if after.num_bytes() > before.num_bytes() {
+            let (more, free) = (after.num_bytes() - before.num_bytes(), self.shared.gpu.free_bytes()?);
+            if more > free {
+                let reason = format!(
+                    "{} tokens in up to {} sequences take {after} of device memory, {} MiB more than now; {} MiB are free",
+                    capacity.max_batch_tokens,
+                    capacity.max_batch_size,
+                    more.div_ceil(1 << 20),
+                    free >> 20
+                );
+                return Err(Error::Invalid { field: "max_batch_tokens".to_string(), reason });
+            }
+        }
+        *planned = capacity;
+        Ok(())
+    }
+
+    /// The memory that there is to be for the largest batch.
+    pub fn planned(&self) -> Budget {
+        Budget::of(self.sizes(), &self.shared.capacity.lock())
+    }
+
+    /// The memory that has been allocated and is not under way with a batch.
+    ///
+    /// Blocks: while a batch is enqueued.
+    pub fn taken(&self) -> Budget {
+        let state = self.shared.state.lock();
+        let slots: usize = state.free_slots.iter().map(Slot::num_device_bytes).sum();
+        let (upload, arena) = match &state.memory {
+            Some(memory) => (Arena::padded(memory.upload.num_bytes), memory.arena.num_bytes()),
+            None => (0, 0),
+        };
+        Budget {
+            weights: self.shared.encoder.num_bytes(),
+            activations: arena - upload,
+            workspace: WORKSPACE_BYTES,
+            staging: upload + slots,
+        }
+    }
+
+    /// Bytes that are free on the device now, of all its processes.
+    pub fn free_bytes(&self) -> Result<usize> {
+        self.shared.gpu.free_bytes()
+    }
+
     /// Packs a batch into pinned memory, enqueues all of its work and returns without waiting for the device. Ids must
     /// be smaller than the vocabulary; the kernels read no row beyond it.
     ///
     /// Errors: [`Error::Shape`] for a batch that breaks its rules or a sequence longer than the positions reach; the
-    /// device's, out of memory among them where the batch is larger than any before.
+    /// device's. After [`Error::OutOfMemory`] all memory but the weights has been given back: a smaller batch finds it.
     pub fn launch(&self, batch: &Batch) -> Result<Pending> {
         batch.check()?;
         let (got, reach) = (batch.max_seqlen(), self.sizes().max_seq_len());
@@ -178,19 +173,11 @@ impl Engine {
             let expected = format!("sequences of at most {reach} tokens");
             return Err(Error::Shape { op: "encoder", operand: "cu_seqlens", expected, got: got.to_string() });
         }
-        let shared = &self.shared;
-        let layout = Layout::of(batch);
-        let mut state = shared.state.lock();
-        shared.reserve(&mut state, &layout)?;
-        let mut slot = shared.take_slot(&mut state, &layout)?;
-        match shared.enqueue(&mut state, &mut slot, batch, &layout) {
-            Ok(()) => Ok(Pending { slot: Some(slot), engine: self.clone() }),
-            Err(error) => {
-                // Some of it may be under way on the slot's memory, unmarked. On a lost device this fails at once.
-                let _ = shared.compute.synchronize();
-                let _ = shared.copy.synchronize();
-                Err(error)
-            }
+        let (shared, layout) = (&self.shared, Layout::of(batch));
+        let (mut state, mut slot) = (shared.state.lock(), None);
+        match shared.start(&mut state, &mut slot, batch, &layout) {
+            Ok(()) => Ok(Pending { slot, engine: self.clone() }),
+            Err(error) => Err(shared.settle(&mut state, slot, error)),
         }
     }
 }
@@ -199,12 +186,12 @@ impl Shared {
     /// Times the products of every bucket.
     fn tune(&self) -> Result<()> {
         let start = std::time::Instant::now();
-        let mut state = self.state.lock();
-        self.reserve(&mut state, &self.capacity.layout())?;
+        let (capacity, mut state) = (*self.capacity.lock(), self.state.lock());
+        self.reserve(&mut state, &capacity.layout())?;
         let State { gemm, memory: Some(memory), .. } = &mut *state else { return Ok(()) };
         // Not zeros, which compute cooler and so faster than anything real: 0x3c3c is 1.06 in f16, 0.011 in bf16.
         memory.arena.fill(0x3c, &self.compute)?;
-        let buckets = token_buckets(self.capacity.max_batch_tokens);
+        let buckets = token_buckets(capacity.max_batch_tokens);
         for &bucket in &buckets {
             self.encoder.tune(gemm, bucket, &memory.scratch)?;
         }
@@ -216,6 +203,36 @@ impl Shared {
             "products timed, or read from an earlier start"
         );
         Ok(())
+    }
+
+    /// From a batch to its work on both streams. The slot is handed out as soon as there is one: where this fails, some
+    /// of the work may be under way on it.
+    fn start(&self, state: &mut State, slot: &mut Option<Slot>, batch: &Batch, layout: &Layout) -> Result<()> {
+        self.reserve(state, layout)?;
+        let slot = slot.insert(self.take_slot(state, layout)?);
+        slot.follow(state.last_computed.take());
+        self.enqueue(state, slot, batch, layout)?;
+        state.last_computed = Some(slot.computed());
+        Ok(())
+    }
+
+    /// Leaves nothing of a failed launch under way, finds out what the failure means, and after a want of memory gives
+    /// back all that later batches can take anew. Returns what to tell of it.
+    fn settle(&self, state: &mut State, slot: Option<Slot>, error: Error) -> Error {
+        let settled = self.compute.synchronize().and(self.copy.synchronize());
+        // A launch that fails on a lost device need not say so; whoever waits for a stream of it is told.
+        if let Err(Error::DeviceLost { cause }) = settled.map_err(Error::from) {
+            return Error::DeviceLost { cause };
+        }
+        if matches!(error, Error::OutOfMemory { .. }) {
+            drop(slot);
+            state.graphs.clear();
+            state.memory = None;
+            state.free_slots.clear();
+            // What was freed in the stream's order goes back to the device when the stream is waited for.
+            let _ = self.compute.synchronize();
+        }
+        error
     }
 
     /// Sees to it that there is memory for a layout.
@@ -230,6 +247,8 @@ impl Shared {
         self.compute.synchronize()?;
         state.graphs.clear();
         state.memory = None;
+        // The new memory may be where the old one is: that must be back at the device by then.
+        self.compute.synchronize()?;
         let largest = Layout::new(
             layout.token_capacity.max(held.map_or(0, |held| held.token_capacity)),
             layout.seq_capacity.max(held.map_or(0, |held| held.seq_capacity)),
@@ -336,40 +355,5 @@ impl Drop for Pending {
         {
             state.free_slots.push(slot);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ops::linear::Activation;
-
-    #[test]
-    fn the_budget_adds_up_and_says_what_for() {
-        let sizes = EncoderSizes {
-            vocab_size: 30522,
-            num_positions: 512,
-            position_offset: 0,
-            num_token_types: 2,
-            hidden_size: 768,
-            num_heads: 12,
-            num_layers: 12,
-            intermediate_size: 3072,
-            activation: Activation::Gelu,
-            layer_norm_eps: 1e-12,
-        };
-        let budget = Budget::of(&sizes, &Capacity { max_batch_tokens: 16384, max_batch_size: 1024 });
-        assert_eq!(budget.activations, 16384 * (3 * 768 + 3072) * 2);
-        assert_eq!(budget.workspace, 32 << 20);
-        let text = budget.to_string();
-        assert!(text.contains("activations 168") && text.contains("workspace 32"), "{text}");
-        let parts = [budget.weights, budget.activations, budget.workspace, budget.staging];
-        assert_eq!(budget.num_bytes(), parts.iter().sum::<usize>());
-    }
-
-    #[test]
-    fn a_capacity_has_no_more_sequences_than_tokens() {
-        let layout = Capacity { max_batch_tokens: 100, max_batch_size: 1000 }.layout();
-        assert_eq!((layout.token_capacity, layout.seq_capacity), (128, 128));
     }
 }

@@ -46,7 +46,7 @@ impl<K: Copy + Eq + Hash> Graphs<K> {
     }
 
     /// Runs `forward`, which enqueues the same launches on the same memory whenever `key` is the same: as it is, or by
-    /// its graph. A capture that fails switches graphs off for good, with one warning.
+    /// its graph. A capture that fails for another reason than memory switches graphs off for good, with one warning.
     ///
     /// Errors: those of `forward`, and of the graph's launch.
     pub fn run(&mut self, key: K, stream: &Arc<CudaStream>, mut forward: impl FnMut() -> Result<()>) -> Result<()> {
@@ -55,6 +55,13 @@ impl<K: Copy + Eq + Hash> Graphs<K> {
             Way::Replay => {}
             Way::Capture => match capture(stream, &mut forward) {
                 Ok(graph) => self.keep(key, graph),
+                Err(error @ Error::DeviceLost { .. }) => return Err(error),
+                Err(Error::OutOfMemory { cause }) => {
+                    // What the graphs hold may be what the batch itself needs. Later there may be memory for them.
+                    tracing::debug!(cause, "no memory for a CUDA graph: all are dropped");
+                    self.entries.clear();
+                    return forward();
+                }
                 Err(error) => {
                     self.is_enabled = false;
                     self.entries.clear();

@@ -12,8 +12,10 @@
 mod algorithms;
 mod arena;
 pub mod attention;
+pub mod budget;
 pub mod encoder;
 pub mod engine;
+pub mod fault;
 pub mod gemm;
 mod graph;
 pub mod kernels;
@@ -24,7 +26,7 @@ mod weights;
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaStream, DriverError};
+use cudarc::driver::{CudaContext, CudaStream};
 
 use crate::{Error, Result};
 
@@ -143,12 +145,6 @@ impl Gpu {
         // SAFETY: the driver writes one integer through the pointer, which lives until the call returns.
         unsafe { cudarc::driver::sys::cuDriverGetVersion(&mut version) }.result()?;
         Ok(version)
-    }
-}
-
-impl From<DriverError> for Error {
-    fn from(error: DriverError) -> Self {
-        Error::Internal { cause: format!("CUDA: {error}") }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cudarc::driver::{CudaEvent, CudaStream, PinnedHostSlice, result, sys::CUevent_flags};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, PinnedHostSlice, result, sys::CUevent_flags};
 
 use super::arena::Arena;
 use super::layout::{Batch, Layout, WORD};
@@ -19,11 +19,13 @@ pub struct Slot {
     upload: PinnedHostSlice<u32>,
     results: PinnedHostSlice<u32>,
     /// Owns what `device_span` points to.
-    _device_results: Arena,
+    device_results: Arena,
     device_span: Span,
     seq_capacity: usize,
     hidden_size: usize,
     marks: Marks,
+    /// The end of the forward before this batch's.
+    computed_before: Option<Arc<CudaEvent>>,
     copy: Arc<CudaStream>,
 }
 
@@ -31,7 +33,8 @@ pub struct Slot {
 struct Marks {
     begun: CudaEvent,
     uploaded: CudaEvent,
-    computed: CudaEvent,
+    /// Shared with the next batch, which asks how long the device was idle in between.
+    computed: Arc<CudaEvent>,
     copied: CudaEvent,
 }
 
@@ -41,6 +44,8 @@ pub struct Times {
     pub upload: Duration,
     pub forward: Duration,
     pub download: Duration,
+    /// What the compute stream stood still between the forward before and this upload; `None` for the first batch.
+    pub idle: Option<Duration>,
 }
 
 impl Slot {
@@ -61,8 +66,7 @@ impl Slot {
     ) -> Result<Self> {
         let context = gpu.context();
         let num_words = FLAG_WORDS + largest.seq_capacity * hidden_size;
-        // Timed: the phases of a batch cost four records, about a microsecond each.
-        let mark = || context.new_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
+        let mark = || new_mark(context);
         // SAFETY: both are unset. The upload is written before it is copied (in write-combined memory, which the host
         // never reads); the results are read only after the copy into them has ended.
         let (upload, results) = unsafe {
@@ -76,17 +80,33 @@ impl Slot {
         device_results.fill(0, compute)?;
         let device_span = device_results.cut(num_words * WORD)?;
         compute.synchronize()?;
-        let marks = Marks { begun: mark()?, uploaded: mark()?, computed: mark()?, copied: mark()? };
+        let marks = Marks { begun: mark()?, uploaded: mark()?, computed: Arc::new(mark()?), copied: mark()? };
         Ok(Self {
             upload,
             results,
-            _device_results: device_results,
+            device_results,
             device_span,
             seq_capacity: largest.seq_capacity,
             hidden_size,
             marks,
+            computed_before: None,
             copy: copy.clone(),
         })
+    }
+
+    /// Device memory of this slot.
+    pub fn num_device_bytes(&self) -> usize {
+        self.device_results.num_bytes()
+    }
+
+    /// Says which forward comes before this batch's on the compute stream.
+    pub fn follow(&mut self, computed_before: Option<Arc<CudaEvent>>) {
+        self.computed_before = computed_before;
+    }
+
+    /// The end of this batch's forward, after [`Slot::enqueue_results`].
+    pub fn computed(&self) -> Arc<CudaEvent> {
+        self.marks.computed.clone()
     }
 
     /// Whether a batch of this layout fits.
@@ -124,6 +144,10 @@ impl Slot {
     pub fn enqueue_results(&mut self, num_seqs: usize, compute: &CudaStream) -> Result<()> {
         let num_words = FLAG_WORDS + num_seqs * self.hidden_size;
         let device = self.device_span.part(0, num_words * WORD)?;
+        // The batch after this slot's last may still ask when that was computed.
+        if Arc::get_mut(&mut self.marks.computed).is_none() {
+            self.marks.computed = Arc::new(new_mark(self.copy.context())?);
+        }
         self.marks.computed.record(compute)?;
         self.copy.wait(&self.marks.computed)?;
         let words = &mut self.results.as_mut_slice()?[..num_words];
@@ -164,17 +188,28 @@ impl Slot {
 
     /// How long the parts took, after [`Slot::wait`]; `None` where the driver does not say.
     pub fn times(&self) -> Option<Times> {
+        // Each asks the driver and no stream: about a microsecond.
         let between = |from: &CudaEvent, to: &CudaEvent| {
             let ms = from.elapsed_ms(to).ok()?;
             Some(Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3))
         };
         let Marks { begun, uploaded, computed, copied } = &self.marks;
+        let idle = match &self.computed_before {
+            Some(before) => Some(between(before, begun)?),
+            None => None,
+        };
         Some(Times {
+            idle,
             upload: between(begun, uploaded)?,
             forward: between(uploaded, computed)?,
             download: between(computed, copied)?,
         })
     }
+}
+
+/// A timed event: the phases of a batch cost four records, about a microsecond each.
+fn new_mark(context: &Arc<CudaContext>) -> Result<CudaEvent> {
+    Ok(context.new_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?)
 }
 
 impl Drop for Slot {

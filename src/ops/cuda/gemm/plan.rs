@@ -4,8 +4,8 @@ use cudarc::cublaslt::{result, sys};
 
 use super::super::algorithms::Words;
 use super::{Epilogue, GemmShape, NUM_CANDIDATES, WORKSPACE_BYTES};
+use crate::Result;
 use crate::ops::cuda::{HalfType, Span};
-use crate::{Error, Result};
 
 /// `cublasOperation_t`, which cudarc's cuBLASLt bindings leave to its cuBLAS ones: as it is, and transposed.
 const OP_N: i32 = 0;
@@ -163,11 +163,5 @@ impl Drop for Preference {
     fn drop(&mut self) {
         // SAFETY: created by `create_matmul_pref` and destroyed once.
         let _ = unsafe { result::destroy_matmul_pref(self.0) };
-    }
-}
-
-impl From<result::CublasError> for Error {
-    fn from(error: result::CublasError) -> Self {
-        Error::Internal { cause: format!("cuBLASLt: {error}") }
     }
 }
