@@ -42,6 +42,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("candle_core", &["model", "ops"]),
     ("candle_nn", &["model", "ops"]),
     ("cudarc", &["ops"]),
+    ("nvml_wrapper", &["ops"]),
     ("libc", &["ops"]),
     ("gemm", &["ops"]),
     ("tokenizers", &["model"]),

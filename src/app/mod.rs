@@ -6,6 +6,7 @@
 //! ends the server in the same order, only sooner.
 
 mod connections;
+mod gpus;
 pub mod logs;
 mod models;
 mod reload;
@@ -22,6 +23,7 @@ use crate::api::{self, ApiSettings, ApiState, BuildInfo};
 use crate::config::words::LogFormat;
 use crate::config::{Loaded, Settings, Sources};
 use crate::metrics::{BUILD, Metrics, UPKEEP_INTERVAL};
+use crate::ops::monitor;
 use crate::serve::{self, Engine, Health};
 use crate::{Error, Result};
 use connections::Connections;
@@ -91,6 +93,7 @@ pub async fn run_models(
     let engine = Arc::new(Engine::with_settings(default_model, engine_settings));
     serve::metrics::describe();
     api::describe_metrics();
+    monitor::describe();
 
     let address = reachable(&listener)?;
     // True until every model is added; the API's probes read it.
@@ -106,7 +109,11 @@ pub async fn run_models(
             move |new: &Settings| apply(new, &engine)
         },
     };
-    let background = [tokio::spawn(upkeep(metrics)), tokio::spawn(reloader.run())];
+    let background = [
+        tokio::spawn(upkeep(metrics)),
+        tokio::spawn(reloader.run()),
+        tokio::spawn(gpus::watch(engine.clone(), starting.clone())),
+    ];
 
     let load = tokio::task::spawn_blocking({
         let engine = engine.clone();

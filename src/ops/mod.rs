@@ -21,6 +21,7 @@ pub mod device;
 pub mod embedding;
 mod gemm;
 pub mod linear;
+pub mod monitor;
 pub mod norm;
 pub mod pool;
 pub mod process;

@@ -20,12 +20,14 @@ pub mod gemm;
 mod graph;
 pub mod kernels;
 pub mod layout;
+pub(super) mod nvml;
 pub mod sizes;
 mod staging;
 mod weights;
 
 use std::sync::Arc;
 
+use cudarc::driver::sys::CUdevice_attribute;
 use cudarc::driver::{CudaContext, CudaStream};
 
 use crate::{Error, Result};
@@ -132,6 +134,15 @@ impl Gpu {
     /// The device's name as the driver has it: "NVIDIA H100 80GB HBM3".
     pub fn name(&self) -> Result<String> {
         Ok(self.context.name()?)
+    }
+
+    /// Where the device is on the PCI bus, as NVML writes it: "00000000:3B:00.0".
+    pub fn pci_bus_id(&self) -> Result<String> {
+        let attribute = |name| self.context.attribute(name);
+        let domain = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?;
+        let bus = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?;
+        let device = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?;
+        Ok(format!("{domain:08X}:{bus:02X}:{device:02X}.0"))
     }
 
     /// Bytes of device memory that are free now, of the whole device.
