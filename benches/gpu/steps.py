@@ -1,0 +1,416 @@
+"""The steps of `scripts/gpu run`, in their order: what is asked of whom, and what of it is kept."""
+
+import hashlib
+import json
+import lzma
+import math
+import os
+import platform
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import report
+from serve import serve
+from worker import Clock, NoAnswer, Worker, call
+
+ROOT = Path(__file__).resolve().parents[2]
+# A step that would begin with less than this left is skipped: an unfinished one tells nothing.
+LEAST_S = 10
+MIN_COSINE_TO_PEER = 0.999
+LEAST_COSINE = {"f16": 0.9999, "bf16": 0.999}
+BUDGET = 16384
+ROUNDS = 3
+
+
+def mixed(total):
+    """Lengths of 8 to 256 tokens, log-uniform, that come to `total`; a low-discrepancy walk, the same everywhere."""
+    lens, i = [], 0
+    while total > 0:
+        i += 1
+        length = min(int(8 * 32 ** (i * 0.6180339887498949 % 1)), total)
+        lens.append(length)
+        total -= length
+    return lens
+
+
+def full(length):
+    """As many sequences of a length as the token budget holds."""
+    return [length] * (BUDGET // length)
+
+
+# name, model, dtype, lengths, the peer's ways. The first four have goals.
+TURNS = [
+    ("bert-base 128 f16", "bert-base", "f16", full(128), ["eager", "compiled"]),
+    ("bert-large 512 f16", "bert-large", "f16", full(512), ["eager", "compiled"]),
+    ("minilm-l6 50 f16", "minilm-l6", "f16", full(50), ["eager", "compiled"]),
+    ("minilm-l6 mixed f16", "minilm-l6", "f16", mixed(BUDGET), ["eager"]),
+    ("bert-base 128 bf16", "bert-base", "bf16", full(128), ["eager"]),
+]
+TURNS_FULL = [
+    ("minilm-l6 16 f16", "minilm-l6", "f16", full(16), ["eager", "compiled"]),
+    ("minilm-l6 128 f16", "minilm-l6", "f16", full(128), ["eager", "compiled"]),
+    ("minilm-l6 512 f16", "minilm-l6", "f16", full(512), ["eager", "compiled"]),
+    ("bert-base 512 f16", "bert-base", "f16", full(512), ["eager", "compiled"]),
+    ("bert-base mixed f16", "bert-base", "f16", mixed(BUDGET), ["eager"]),
+    ("bert-large 128 bf16", "bert-large", "bf16", full(128), ["eager", "compiled"]),
+]
+LATENCIES = [
+    ("bert-base 128 f16", "bert-base", "f16", [128], ["eager", "graphs"]),
+    ("minilm-l6 50 f16", "minilm-l6", "f16", [50], ["eager"]),
+    ("bert-large 512 f16", "bert-large", "f16", [512], []),
+]
+MODELS = ["minilm-l6", "bert-base", "bert-large"]
+# Sequences of each length in the sweep: from one alone to the token budget.
+SWEEP_LENS = [16, 50, 128, 512]
+SWEEP_SEQS = [1, 4, 16, 64, 256, 1024]
+
+
+class Skipped(Exception):
+    """A step that is left out, and why."""
+
+
+class Run:
+    """What the steps share, and what they found."""
+
+    def __init__(self, args, folder, logs):
+        self.args, self.folder, self.logs = args, folder, logs
+        self.clock = Clock(args.limit_s)
+        self.is_dry, self.is_full = args.dry_run, args.full
+        self.found = {"command": " ".join(["scripts/gpu", *sys.argv[1:]]), "is_made_up": args.dry_run, "steps": []}
+        self.binaries, self.environment = {}, {}
+        self.ours = self.peer = None
+        self.peer_missing = None
+
+    def log(self, name):
+        return open(self.logs / f"{name}.log", "a", encoding="utf-8")
+
+    def ask(self, worker, request):
+        return worker.ask(request, max(min(self.args.ask_limit_s, self.clock.left_s() - 2), 1))
+
+    def ask_peer(self, request):
+        if self.peer_missing:
+            raise NoAnswer(self.peer_missing)
+        return self.ask(self.peer, request)
+
+    def step(self, name, work):
+        """Runs a step if there is time for it, notes how it ended, and writes the report as it stands."""
+        if self.args.only and name not in ["facts", "binaries", "start", *self.args.only.split(",")]:
+            return None
+        begun, outcome, answer = self.clock.spent_s(), "done", None
+        say(f"{name} ({self.clock.left_s():.0f} s left)")
+        try:
+            if self.clock.left_s() < LEAST_S:
+                raise Skipped("no time left")
+            answer = work(self)
+        except (Skipped, NoAnswer) as error:
+            outcome = f"skipped: {error}"
+            say(f"{name}: {outcome}")
+        except Failed as error:
+            self.found["steps"].append({"step": name, "outcome": f"failed: {error}", "took_s": self.clock.spent_s() - begun})
+            raise
+        self.found["steps"].append({"step": name, "outcome": outcome, "took_s": self.clock.spent_s() - begun})
+        if answer is not None:
+            self.found[name] = answer
+        self.write()
+        return answer
+
+    def each(self, cases, work):
+        """What `work` answers for each case; a case that fails or finds no time left is told and not the end of the step."""
+        answers = []
+        for case in cases:
+            try:
+                if self.clock.left_s() < LEAST_S:
+                    raise Skipped("no time left")
+                answers.append(work(*case))
+            except (Skipped, NoAnswer) as error:
+                answers.append({"case": case[0], "skipped": str(error)})
+        return answers
+
+    def write(self):
+        (self.folder / "report.json").write_text(json.dumps(self.found, indent=1) + "\n")
+        (self.folder / "README.md").write_text(report.readme(self.found))
+
+
+class Failed(Exception):
+    """What makes the rest of the run worthless."""
+
+
+def say(text):
+    print(f"== {text}", file=sys.stderr, flush=True)
+
+
+def run(args):
+    begun = time.strftime("%Y-%m-%d", time.gmtime())
+    gpu = nvidia_smi("name")
+    if gpu is None and not args.dry_run:
+        say("no GPU: nvidia-smi finds none; --dry-run goes through all steps without one")
+        return 1
+    if args.out:
+        folder = args.out
+    elif args.dry_run:
+        folder = Path(tempfile.mkdtemp(prefix="eremois-gpu-"))
+    else:
+        folder = ROOT / "benches" / "runs" / f"{begun}-{slug(gpu[0])}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.log"):
+        old.unlink()
+    with tempfile.TemporaryDirectory(prefix="eremois-gpu-bin-") as scratch:
+        run = Run(args, folder, folder)
+        try:
+            steps(run, Path(scratch))
+        except Failed as error:
+            run.found["failed"] = str(error)
+            run.write()
+            say(f"failed: {error}; what there is lies in {folder}")
+            return 1
+        finally:
+            for worker in (run.ours, run.peer):
+                if worker:
+                    worker.stop()
+    print(run.folder / "README.md")
+    return 0
+
+
+def steps(run, scratch):
+    run.step("facts", facts)
+    run.step("binaries", lambda run: unpack(run, scratch))
+    run.step("tests", tests)
+    run.step("start", start)
+    run.step("peaks", lambda run: run.ask(run.ours, {"do": "peaks"}))
+    run.step("verify", verify)
+    run.step("turns", lambda run: turns(run, TURNS))
+    run.step("latency", latency)
+    run.step("parts", parts)
+    run.step("http", lambda run: serve(run, scratch))
+    run.step("sentences", sentences)
+    run.step("sweep", sweep)
+    if run.is_full:
+        run.step("others", lambda run: run.ask(run.ours, {"do": "others", "dtype": "f16"}))
+        run.step("more turns", lambda run: turns(run, TURNS_FULL))
+
+
+# ---- facts and binaries ----------------------------------------------------------------------------------------------
+
+
+def nvidia_smi(*fields):
+    """The fields of the first GPU, or None."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = done.stdout.strip().splitlines()
+    return [field.strip() for field in lines[0].split(",")] if done.returncode == 0 and lines else None
+
+
+def slug(name):
+    """`h100` of "NVIDIA H100 80GB HBM3"; the whole name where there is no such word."""
+    model = re.search(r"\b[A-Z]+\d+[A-Z]*\b", name)
+    return re.sub(r"[^a-z0-9]+", "-", (model[0] if model else name).lower()).strip("-")
+
+
+def facts(run):
+    names = ["name", "driver_version", "memory.total", "clocks.max.sm", "clocks.max.memory", "power.limit", "temperature.gpu"]
+    gpu = nvidia_smi(*names)
+    cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "gpu": dict(zip(names, gpu)) if gpu else None,
+        "cpu": f"{cpu[1].strip() if cpu else platform.processor()}, {os.cpu_count()} cores",
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def library_folders(major):
+    """Where the CUDA libraries of the binaries lie: those of torch's wheels, or an installed toolkit."""
+    site = [Path(path) for path in sys.path if path.endswith("-packages")]
+    wheels = [folder for path in site for folder in sorted(path.glob("nvidia/*/lib"))]
+    installed = [Path("/usr/local/cuda/lib64"), Path(f"/usr/local/cuda-{major}/lib64")]
+    names = [f"libcublas.so.{major}", f"libcublasLt.so.{major}", "libcurand.so.10"]
+    return [str(folder) for folder in wheels + installed if any((folder / name).exists() for name in names)]
+
+
+def unpack(run, scratch):
+    """The binaries in a folder of their own, each as its manifest has it."""
+    folder = run.args.bin_dir
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+    except OSError as error:
+        if run.is_dry:
+            raise Skipped(f"{error}: nothing was built") from None
+        raise Failed(f"{error}: `scripts/gpu build` makes it") from None
+    for name, entry in manifest["binaries"].items():
+        content = (folder / entry["file"]).read_bytes()
+        content = lzma.decompress(content) if entry["file"].endswith(".xz") else content
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            raise Failed(f"{folder / entry['file']}: not the checksum of the manifest")
+        path = scratch / name
+        path.write_bytes(content)
+        path.chmod(0o755)
+        run.binaries[name] = path
+    folders = library_folders(manifest["cuda"].split(".")[0])
+    if not folders and not run.is_dry:
+        say("no folder with cuBLAS was found: the loader's own search must do")
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("EREMOIS_")}
+    paths = [*folders, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+    run.environment = inherited | ({"LD_LIBRARY_PATH": ":".join(paths)} if paths else {})
+    return {key: manifest[key] for key in ("commit", "profile", "archs", "cuda", "built")} | {"libraries": folders}
+
+
+# ---- correctness -----------------------------------------------------------------------------------------------------
+
+
+def tests(run):
+    """All of tests/gpu.rs. Without a device, in a dry run, each test must say so."""
+    if "gpu-tests" not in run.binaries:
+        raise Skipped("not built")
+    environment = run.environment | ({} if run.is_dry else {"EREMOIS_TEST_GPU": "1"})
+    limit_s = max(min(240, run.clock.left_s() / 2), LEAST_S)
+    with run.log("tests") as log:
+        # In the project's folder: the bundled model is found from there.
+        os.chdir(ROOT)
+        status, output = call([run.binaries["gpu-tests"], "--nocapture"], limit_s, log, environment)
+    if status != 0:
+        raise Failed(f"tests: {'still running after ' + str(int(limit_s)) + ' s' if status is None else f'status {status}'}, see tests.log")
+    passed = re.search(r"test result: ok\. (\d+) passed", output)
+    if not passed or int(passed[1]) == 0:
+        raise Failed("tests: none ran, see tests.log")
+    if run.is_dry and "no CUDA device" not in output:
+        raise Failed("tests: without a device they do not say so, see tests.log")
+    cosines = re.findall(r"^(.+): smallest cosine to the CPU ([\d.]+)", output, re.MULTILINE)
+    return {"num_passed": int(passed[1]), "min_cosine_to_cpu": {name: float(cosine) for name, cosine in cosines}}
+
+
+def start(run):
+    """The workers: ours and the peer, or in a dry run what stands in for them after they said that there is no GPU."""
+    ours, peer = [str(run.binaries.get("gpu-bench", "gpu-bench"))], shlex.split(run.args.peer)
+    answers = {}
+    if run.is_dry:
+        for name, command in (("gpu-bench", ours), ("peer", peer)):
+            if name == "gpu-bench" and name not in run.binaries:
+                answers[name] = "not built"
+                continue
+            with run.log(name) as log:
+                _, output = call(command, 60, log, run.environment)
+            # `error` or nothing: with a device it waits for a request, and its input is closed.
+            answers[name] = output.strip().splitlines()[-1][:300] if output.strip() else "no word"
+        stand_in = [sys.executable, str(ROOT / "benches" / "gpu" / "stand_in.py")]
+        ours, peer = [*stand_in, "eremois"], [*stand_in, "pytorch"]
+    run.ours = Worker("ours", ours, run.environment or None, run.log("gpu-bench"))
+    run.peer = Worker("peer", peer, None, run.log("peer"))
+    try:
+        answers["ours"] = run.ask(run.ours, {"do": "hello"})
+    except NoAnswer as error:
+        raise Failed(f"ours: {error}") from None
+    try:
+        answers["peers"] = run.ask(run.peer, {"do": "hello"})
+    except NoAnswer as error:
+        run.peer_missing = str(error)
+        answers["peers"] = {"missing": run.peer_missing}
+        say(f"no peer: {error}")
+    return answers
+
+
+def cosine(a, b):
+    dot = sum(x * y for x, y in zip(a, b))
+    return dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+
+def verify(run):
+    """Each model that is timed: ours against the CPU, the peer against ours. Nothing is timed that is wrong."""
+    answers = []
+    for model in MODELS:
+        for dtype in ["f16", "bf16"]:
+            if not run.is_full and (model, dtype) == ("bert-large", "bf16"):
+                continue
+            ours = run.ask(run.ours, {"do": "verify", "model": model, "dtype": dtype})
+            rows = ours.pop("rows")
+            entry = {"model": model, "dtype": dtype} | ours
+            if not entry["min_cosine_to_cpu"] >= LEAST_COSINE[dtype]:
+                raise Failed(f"{model} {dtype}: cosine {entry['min_cosine_to_cpu']} to the CPU, {LEAST_COSINE[dtype]} is asked for")
+            try:
+                theirs = run.ask_peer({"do": "verify", "model": model, "dtype": dtype})
+                entry["min_cosine_to_peer"] = min(cosine(a, b) for a, b in zip(rows, theirs["rows"], strict=True))
+                if not entry["min_cosine_to_peer"] >= MIN_COSINE_TO_PEER:
+                    entry["fault"] = "the peer's rows are not ours: no comparison of this model means anything"
+            except NoAnswer as error:
+                entry["peer_missing"] = str(error)
+            answers.append(entry)
+    return answers
+
+
+# ---- times -----------------------------------------------------------------------------------------------------------
+
+
+def turns(run, cases):
+    """Ours and each way of the peer take turns, round by round; a ratio compares neighbours in time."""
+
+    def case(name, model, dtype, lens, ways):
+        request = {"do": "time", "model": model, "dtype": dtype, "lens": lens}
+        entry = {"case": name, "model": model, "dtype": dtype, "lens": lens, "ours": [], "peers": {}, "ratios": {}, "missing": {}}
+        for number in range(ROUNDS):
+            entry["ours"].append(run.ask(run.ours, request | {"seed": number}))
+            for way in [way for way in ways if way not in entry["missing"]]:
+                try:
+                    theirs = run.ask_peer(request | {"seed": number, "way": way})
+                except NoAnswer as error:
+                    entry["missing"][way] = str(error)
+                    continue
+                entry["peers"].setdefault(way, []).append(theirs)
+                entry["ratios"].setdefault(way, []).append(theirs["median_us"] / entry["ours"][-1]["median_us"])
+        entry["median_us"] = statistics.median(answer["median_us"] for answer in entry["ours"])
+        return entry
+
+    return run.each(cases, case)
+
+
+def latency(run):
+    def case(name, model, dtype, lens, ways):
+        request = {"do": "latency", "model": model, "dtype": dtype, "lens": lens, "seconds": 0.5}
+        entry = {"case": name, "model": model, "dtype": dtype, "lens": lens, "peers": {}, "missing": {}}
+        entry["ours"] = run.ask(run.ours, request)
+        for way in ways:
+            try:
+                entry["peers"][way] = run.ask_peer(request | {"way": way})
+            except NoAnswer as error:
+                entry["missing"][way] = str(error)
+        return entry
+
+    return run.each(LATENCIES, case)
+
+
+def parts(run):
+    """Every kernel of the cases with goals by itself: whatever a goal misses must be found in this table."""
+
+    def case(name, model, dtype, lens, _):
+        request = {"do": "parts", "model": model, "dtype": dtype, "lens": lens}
+        return {"case": name, "model": model, "dtype": dtype, "lens": lens} | run.ask(run.ours, request)
+
+    return run.each(TURNS[: 5 if run.is_full else 3], case)
+
+
+def sweep(run):
+    """Every length from one sequence alone to the token budget, ours only."""
+
+    def case(name, model, dtype, length, num_seqs):
+        request = {"do": "time", "model": model, "dtype": dtype, "lens": [length] * num_seqs, "seconds": 0.1}
+        return {"case": name, "model": model, "dtype": dtype, "len": length} | run.ask(run.ours, request)
+
+    dtypes = ["f16", "bf16"] if run.is_full else ["f16"]
+    sizes = [(length, num) for length in SWEEP_LENS for num in SWEEP_SEQS if length * num <= BUDGET]
+    cases = [(f"{m} {n} x {l} {d}", m, d, l, n) for d in dtypes for m in MODELS for l, n in sizes]
+    return run.each(cases, case)
+
+
+def sentences(run):
+    """sentence-transformers from texts to rows: what our server is compared with where tokenising counts."""
+    request = {"do": "sentences", "model": "minilm-l6", "dtype": "f16", "len": 50, "num_texts": 8192 if run.is_full else 4096}
+    return run.ask_peer(request)
