@@ -123,7 +123,8 @@ impl Models {
         let (mut under_way, mut busy_us) = (VecDeque::with_capacity(NUM_UNDER_WAY), 0.0);
         let mut finish = |pending: eremois::ops::cuda::engine::Pending| -> Result<()> {
             pending.wait()?;
-            let times = pending.times().ok_or_else(|| Error::Internal { cause: "a batch without times".to_string() })?;
+            let times =
+                pending.times().ok_or_else(|| Error::Internal { cause: "a batch without times".to_string() })?;
             busy_us += (times.upload + times.forward).as_secs_f64() * 1e6;
             Ok(())
         };

@@ -24,7 +24,6 @@ pub fn num_sets(num_bytes: usize) -> usize {
 /// Owns what its spans point to.
 pub struct Operands {
     stream: Arc<CudaStream>,
-    dtype: HalfType,
     slices: Vec<CudaSlice<u8>>,
     /// One period of noise in [-1, 1) in the 2-byte type.
     noise: Vec<u16>,
@@ -37,15 +36,7 @@ impl Operands {
             HalfType::F16 => values.into_iter().map(|x| f16::from_f32(x).to_bits()).collect(),
             HalfType::Bf16 => values.into_iter().map(|x| bf16::from_f32(x).to_bits()).collect(),
         };
-        Self { stream: stream.clone(), dtype, slices: Vec::new(), noise }
-    }
-
-    pub fn dtype(&self) -> HalfType {
-        self.dtype
-    }
-
-    pub fn stream(&self) -> &Arc<CudaStream> {
-        &self.stream
+        Self { stream: stream.clone(), slices: Vec::new(), noise }
     }
 
     fn keep(&mut self, slice: CudaSlice<u8>) -> Span {
@@ -64,7 +55,8 @@ impl Operands {
     /// `len` values around 1.
     pub fn floats(&mut self, len: usize) -> Result<Span> {
         let values = synthetic::values(78, len, 0.1);
-        let slice = self.stream.clone_htod(&values.iter().flat_map(|x| (x + 1.0).to_le_bytes()).collect::<Vec<u8>>())?;
+        let slice =
+            self.stream.clone_htod(&values.iter().flat_map(|x| (x + 1.0).to_le_bytes()).collect::<Vec<u8>>())?;
         Ok(self.keep(slice))
     }
 

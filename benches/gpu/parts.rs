@@ -154,8 +154,7 @@ impl Shop {
         let sets = (0..num_sets(num_bytes))
             .map(|_| Ok(EmbeddingArgs { out: operands.halves(self.token_capacity * width)?, ..first }))
             .collect::<Result<Vec<_>>>()?;
-        let spread =
-            time(&self.stream, SECONDS, |i| self.kernels.embedding(&self.stream, &sets[i % sets.len()]))?;
+        let spread = time(&self.stream, SECONDS, |i| self.kernels.embedding(&self.stream, &sets[i % sets.len()]))?;
         self.keep("embedding", 1, num_bytes, 0, spread);
         Ok(())
     }
@@ -177,7 +176,14 @@ impl Shop {
         Ok(())
     }
 
-    fn attention(&mut self, name: &str, count: usize, num_heads: usize, head_dim: usize, is_decoder: bool) -> Result<()> {
+    fn attention(
+        &mut self,
+        name: &str,
+        count: usize,
+        num_heads: usize,
+        head_dim: usize,
+        is_decoder: bool,
+    ) -> Result<()> {
         let (mut operands, width) = (self.operands(), num_heads * head_dim);
         let lens: Vec<usize> = self.tokens.cu_seqlens.windows(2).map(|w| (w[1] - w[0]) as usize).collect();
         let longest = lens.iter().copied().max().unwrap_or(1);
@@ -212,8 +218,7 @@ impl Shop {
                 Ok(AttentionArgs { qkv, out: operands.halves(self.token_capacity * width)?, ..first })
             })
             .collect::<Result<Vec<_>>>()?;
-        let spread =
-            time(&self.stream, SECONDS, |i| self.attention.forward(&self.stream, &sets[i % sets.len()]))?;
+        let spread = time(&self.stream, SECONDS, |i| self.attention.forward(&self.stream, &sets[i % sets.len()]))?;
         self.keep(name, count, num_bytes, num_flops, spread);
         Ok(())
     }
@@ -249,16 +254,14 @@ impl Shop {
 
     fn layer_norm(&mut self, count: usize, width: usize) -> Result<()> {
         let (_operands, sets, num_bytes) = self.norm_sets(width, true)?;
-        let spread =
-            time(&self.stream, SECONDS, |i| self.kernels.add_layer_norm(&self.stream, &sets[i % sets.len()]))?;
+        let spread = time(&self.stream, SECONDS, |i| self.kernels.add_layer_norm(&self.stream, &sets[i % sets.len()]))?;
         self.keep("residual and LayerNorm", count, num_bytes, 0, spread);
         Ok(())
     }
 
     fn rms_norm(&mut self, count: usize, width: usize) -> Result<()> {
         let (_operands, sets, num_bytes) = self.norm_sets(width, false)?;
-        let spread =
-            time(&self.stream, SECONDS, |i| self.kernels.add_rms_norm(&self.stream, &sets[i % sets.len()]))?;
+        let spread = time(&self.stream, SECONDS, |i| self.kernels.add_rms_norm(&self.stream, &sets[i % sets.len()]))?;
         self.keep("residual and RMSNorm", count, num_bytes, 0, spread);
         Ok(())
     }

@@ -23,7 +23,8 @@ pub fn measure(gpu: &Gpu) -> Result<Value> {
         let mut gemm = Gemm::new(gpu, &stream, dtype, None)?;
         let shape = GemmShape { rows: SIDE, columns: SIDE, depth: SIDE, epilogue: Epilogue::None };
         let mut set = || -> Result<GemmOperands> {
-            let [x, weight, y] = [operands.halves(SIDE * SIDE)?, operands.halves(SIDE * SIDE)?, operands.halves(SIDE * SIDE)?];
+            let [x, weight, y] =
+                [operands.halves(SIDE * SIDE)?, operands.halves(SIDE * SIDE)?, operands.halves(SIDE * SIDE)?];
             Ok(GemmOperands { x, weight, bias: Span::NULL, y })
         };
         let sets = [set()?, set()?];

@@ -102,6 +102,7 @@ def goals(found):
     rows = []
 
     def goal(what, asked, got, is_met):
+        is_met = None if found.get("is_made_up") else is_met
         rows.append([what, asked, got, "-" if is_met is None else "yes" if is_met else "no"])
 
     base, large, minilm = (case(found, "turns", name) for name in (BASE, LARGE, MINILM))
@@ -259,5 +260,5 @@ def others(found):
 
 
 def steps(found):
-    rows = [[step["step"], step["outcome"], f"{step['took_s']:.1f}"] for step in found["steps"]]
+    rows = [[step["step"], " ".join(step["outcome"].split()), f"{step['took_s']:.1f}"] for step in found["steps"]]
     return ["## Steps", "", *table(["step", "", "s"], rows), "", "`report.json` has every number; a name ends with its unit."]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import report
@@ -114,6 +115,9 @@ class Run:
         except Failed as error:
             self.found["steps"].append({"step": name, "outcome": f"failed: {error}", "took_s": self.clock.spent_s() - begun})
             raise
+        except Exception:  # a fault of this script must not cost what the other steps would find
+            outcome = f"fault: {traceback.format_exc(limit=-1).strip()}"
+            traceback.print_exc()
         self.found["steps"].append({"step": name, "outcome": outcome, "took_s": self.clock.spent_s() - begun})
         if answer is not None:
             self.found[name] = answer
@@ -134,7 +138,11 @@ class Run:
 
     def write(self):
         (self.folder / "report.json").write_text(json.dumps(self.found, indent=1) + "\n")
-        (self.folder / "README.md").write_text(report.readme(self.found))
+        try:
+            text = report.readme(self.found)
+        except Exception:
+            text = f"The tables could not be made; report.json has the numbers.\n\n```\n{traceback.format_exc()}```\n"
+        (self.folder / "README.md").write_text(text)
 
 
 class Failed(Exception):
@@ -334,8 +342,9 @@ def verify(run):
             ours = run.ask(run.ours, {"do": "verify", "model": model, "dtype": dtype})
             rows = ours.pop("rows")
             entry = {"model": model, "dtype": dtype} | ours
-            if not entry["min_cosine_to_cpu"] >= LEAST_COSINE[dtype]:
-                raise Failed(f"{model} {dtype}: cosine {entry['min_cosine_to_cpu']} to the CPU, {LEAST_COSINE[dtype]} is asked for")
+            to_cpu = entry["min_cosine_to_cpu"]  # None where there was a NaN
+            if to_cpu is None or to_cpu < LEAST_COSINE[dtype]:
+                raise Failed(f"{model} {dtype}: cosine {to_cpu} to the CPU, {LEAST_COSINE[dtype]} is asked for")
             try:
                 theirs = run.ask_peer({"do": "verify", "model": model, "dtype": dtype})
                 entry["min_cosine_to_peer"] = min(cosine(a, b) for a, b in zip(rows, theirs["rows"], strict=True))

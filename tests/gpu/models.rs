@@ -53,7 +53,8 @@ fn the_bundled_model_equals_the_cpu() {
     }
     let expected = run(&load(&Device::Cpu, None));
     let device = Device::new_cuda(0).unwrap();
-    for (dtype, name, least) in [(None, "f16", 0.9999), (Some(Dtype::F16), "f16", 0.9999), (Some(Dtype::Bf16), "bf16", 0.999)]
+    for (dtype, name, least) in
+        [(None, "f16", 0.9999), (Some(Dtype::F16), "f16", 0.9999), (Some(Dtype::Bf16), "bf16", 0.999)]
     {
         let model = load(&device, dtype);
         assert_eq!((model.info.dtype.as_str(), model.info.device.as_str()), (name, "cuda:0"));

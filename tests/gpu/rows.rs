@@ -29,8 +29,15 @@ fn embedding_equals_the_cpu_and_f64() {
     const VOCAB: usize = 50;
     const POSITIONS: usize = 600;
     for dtype in TYPES {
-        let all: [(usize, &[usize]); 7] =
-            [(1, &[1]), (31, &[2, 1]), (32, &[32]), (33, &[31, 32, 33]), (384, &[100, 1, 7]), (1032, &[5]), (8192, &[513])];
+        let all: [(usize, &[usize]); 7] = [
+            (1, &[1]),
+            (31, &[2, 1]),
+            (32, &[32]),
+            (33, &[31, 32, 33]),
+            (384, &[100, 1, 7]),
+            (1032, &[5]),
+            (8192, &[513]),
+        ];
         for &(width, lens) in cases(&all, 5) {
             let (word, position) = (rounded(dtype, 1, VOCAB * width, 1.0), rounded(dtype, 2, POSITIONS * width, 1.0));
             let token_type = rounded(dtype, 3, 3 * width, 1.0);

@@ -20,7 +20,8 @@ use eremois::ops::weights::{EmbeddingWeights, LayerWeights, LinearWeights, NormW
 use rayon::prelude::*;
 
 /// The shapes of sentence-transformers/all-MiniLM-L6-v2.
-pub const MINILM_L6: EncoderSizes = EncoderSizes { hidden_size: 384, num_layers: 6, intermediate_size: 1536, ..BERT_BASE };
+pub const MINILM_L6: EncoderSizes =
+    EncoderSizes { hidden_size: 384, num_layers: 6, intermediate_size: 1536, ..BERT_BASE };
 /// Those of BAAI/bge-base-en-v1.5: BERT-base.
 pub const BERT_BASE: EncoderSizes = EncoderSizes {
     vocab_size: 30_522,
@@ -182,8 +183,7 @@ pub fn engine(
 ) -> Result<(Engine, std::sync::Arc<cudarc::driver::CudaStream>)> {
     let compute = gpu.new_stream()?;
     let layers = (0..sizes.num_layers).map(|i| Ok(layer_weights(sizes, i)));
-    let encoder =
-        DeviceEncoder::new(gpu, &compute, dtype, *sizes, embedding_weights(sizes), distance_bias, layers)?;
+    let encoder = DeviceEncoder::new(gpu, &compute, dtype, *sizes, embedding_weights(sizes), distance_bias, layers)?;
     let engine = Engine::new(gpu.clone(), compute.clone(), encoder, pooling, capacity, cache_dir)?;
     Ok((engine, compute))
 }
