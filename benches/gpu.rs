@@ -15,7 +15,8 @@
 //! {"do": "others", "dtype": "f16"}                                   kernels that encoders like BERT do not use
 //! ```
 //!
-//! By hand: `echo '{"do": "peaks"}' | cargo bench --features cuda --bench gpu`
+//! By hand: `echo '{"do": "peaks"}' | cargo bench --features cuda --bench gpu`. With `--small` the sizes are those of an
+//! emulated device, to try the worker itself.
 
 mod gpu {
     pub mod models;
@@ -31,6 +32,7 @@ use std::io::{BufRead, Write};
 use std::process::ExitCode;
 
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
+use eremois::ops::cuda::engine::Capacity;
 use eremois::ops::cuda::{Gpu, HalfType};
 use eremois::{Error, Result};
 use gpu::models::{Case, Models};
@@ -70,7 +72,36 @@ fn default_seconds() -> f64 {
     0.3
 }
 
+/// How large what is timed is where no request says it.
+#[derive(Debug, Clone, Copy)]
+struct Scale {
+    /// What the models hold memory for.
+    capacity: Capacity,
+    /// Rows, columns and depth of the product whose rate is a peak.
+    gemm_side: usize,
+    copy_bytes: usize,
+    /// What the sets of operands of one kernel come to, so that none finds its own in the cache.
+    rotated_bytes: usize,
+}
+
+impl Scale {
+    /// The token budget of the goals, and room for its shortest sequences; five times the L2 of an H100 (50 MB).
+    const DEVICE: Self = Self {
+        capacity: Capacity { max_batch_tokens: 16_384, max_batch_size: 1024 },
+        gemm_side: 8192,
+        copy_bytes: 1 << 30,
+        rotated_bytes: 256 << 20,
+    };
+    const SMALL: Self = Self {
+        capacity: Capacity { max_batch_tokens: 192, max_batch_size: 8 },
+        gemm_side: 128,
+        copy_bytes: 1 << 16,
+        rotated_bytes: 1 << 16,
+    };
+}
+
 fn main() -> ExitCode {
+    let scale = if std::env::args().any(|argument| argument == "--small") { Scale::SMALL } else { Scale::DEVICE };
     let gpu = match Gpu::open(0) {
         Ok(gpu) => gpu,
         Err(error) => {
@@ -78,11 +109,11 @@ fn main() -> ExitCode {
             return ExitCode::from(NO_DEVICE);
         }
     };
-    let mut models = Models::new(gpu.clone());
+    let mut models = Models::new(gpu.clone(), scale.capacity);
     for line in std::io::stdin().lock().lines().map_while(std::io::Result::ok) {
         let answer = serde_json::from_str(&line)
             .map_err(|error| Error::Invalid { field: "request".to_string(), reason: error.to_string() })
-            .and_then(|ask| answer(&gpu, &mut models, ask));
+            .and_then(|ask| answer(&gpu, &scale, &mut models, ask));
         println!("{}", answer.unwrap_or_else(|error| json!({"error": error.to_string()})));
         // Whoever reads this is waiting for it.
         let _ = std::io::stdout().flush();
@@ -90,15 +121,15 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn answer(gpu: &Gpu, models: &mut Models, ask: Ask) -> Result<Value> {
+fn answer(gpu: &Gpu, scale: &Scale, models: &mut Models, ask: Ask) -> Result<Value> {
     match ask {
         Ask::Hello => hello(gpu),
-        Ask::Peaks => gpu::peaks::measure(gpu),
+        Ask::Peaks => gpu::peaks::measure(gpu, scale),
         Ask::Verify { model, dtype } => models.verify(&model, half_type(&dtype)?),
         Ask::Time(ask) => models.time(&ask.check()?),
         Ask::Latency(ask) => models.latency(&ask.check()?),
-        Ask::Parts(ask) => gpu::parts::of_forward(gpu, &ask.check()?),
-        Ask::Others { dtype } => gpu::parts::of_others(gpu, half_type(&dtype)?),
+        Ask::Parts(ask) => gpu::parts::of_forward(gpu, scale, &ask.check()?),
+        Ask::Others { dtype } => gpu::parts::of_others(gpu, scale, half_type(&dtype)?),
     }
 }
 

@@ -117,8 +117,8 @@ fn a_dry_run_goes_through_every_step_and_says_that_its_numbers_are_made_up() {
     // The server and the load generator are the real ones, on the CPU.
     let load = &report["http"]["loads"][0];
     assert!(load["requests_per_s"].as_f64().unwrap() > 0.0 && load["error_rate"] == 0.0, "{load}");
-    assert!(load["server_cpu_s"].as_object().unwrap().keys().any(|name| name.starts_with("encoder")), "{load}");
-    assert!(load["phases_s"]["eremois_forward_seconds_sum"].as_f64().unwrap() > 0.0, "{load}");
+    assert!(!load["server_cpu_s"].as_object().unwrap().is_empty(), "{load}");
+    assert!(load["metrics"]["eremois_forward_seconds_sum"].as_f64().unwrap() > 0.0, "{load}");
     for heading in ["## Goals", "## Correctness", "## At saturation", "## Each kernel", "## Over HTTP", "## Steps"] {
         assert!(readme.contains(heading), "{heading} is missing: {readme}");
     }

@@ -15,8 +15,6 @@ use serde_json::{Value, json};
 use super::timing::{quantile, time};
 use crate::synthetic::{self, CpuEncoder, Tokens, min_cosine, read_rows};
 
-/// The token budget of the goals, and room for its shortest sequences.
-const CAPACITY: Capacity = Capacity { max_batch_tokens: 16_384, max_batch_size: 1024 };
 /// Batches of one case that take turns: the same ids again and again would read the same rows of the tables.
 const NUM_BATCHES: usize = 4;
 /// Batches on the device at a time: one computes, one waits behind it.
@@ -47,6 +45,7 @@ pub fn sizes(model: &str) -> Result<EncoderSizes> {
 /// Models that were asked for so far, on the device.
 pub struct Models {
     gpu: Gpu,
+    capacity: Capacity,
     held: HashMap<(String, HalfType), Held>,
 }
 
@@ -58,8 +57,8 @@ struct Held {
 }
 
 impl Models {
-    pub fn new(gpu: Gpu) -> Self {
-        Self { gpu, held: HashMap::new() }
+    pub fn new(gpu: Gpu, capacity: Capacity) -> Self {
+        Self { gpu, capacity, held: HashMap::new() }
     }
 
     fn get(&mut self, model: &str, dtype: HalfType) -> Result<&Held> {
@@ -67,7 +66,7 @@ impl Models {
         if !self.held.contains_key(&key) {
             let start = Instant::now();
             let (engine, compute) =
-                synthetic::engine(&self.gpu, dtype, &sizes(model)?, None, Pooling::Mean, CAPACITY, None)?;
+                synthetic::engine(&self.gpu, dtype, &sizes(model)?, None, Pooling::Mean, self.capacity, None)?;
             let held = Held { engine, compute, setup_s: start.elapsed().as_secs_f64() };
             self.held.insert(key.clone(), held);
         }

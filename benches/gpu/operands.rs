@@ -11,14 +11,11 @@ use crate::synthetic;
 
 /// Values of noise before they repeat: odd, so that no two rows begin alike.
 const PERIOD: usize = (1 << 20) + 7;
-/// What the sets of operands of one kernel come to, so that none finds its own in the cache: five times the L2 of an
-/// H100 (50 MB).
-const ROTATED_BYTES: usize = 256 << 20;
 const MAX_SETS: usize = 16;
 
-/// How many sets of operands to take turns with, one of them taking `num_bytes`.
-pub fn num_sets(num_bytes: usize) -> usize {
-    ROTATED_BYTES.div_ceil(num_bytes.max(1)).clamp(2, MAX_SETS)
+/// How many sets of operands to take turns with, one of them taking `num_bytes`, all of them `rotated_bytes`.
+pub fn num_sets(num_bytes: usize, rotated_bytes: usize) -> usize {
+    rotated_bytes.div_ceil(num_bytes.max(1)).clamp(2, MAX_SETS)
 }
 
 /// Owns what its spans point to.

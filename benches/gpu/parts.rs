@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use super::models::Case;
 use super::operands::{Operands, num_sets};
 use super::timing::{Spread, time};
+use crate::Scale;
 use crate::synthetic::{self, Tokens};
 
 const HALF: usize = HalfType::NUM_BYTES;
@@ -44,6 +45,7 @@ struct Shop {
     gemm: Gemm,
     stream: Arc<CudaStream>,
     dtype: HalfType,
+    rotated_bytes: usize,
     tokens: Tokens,
     token_capacity: usize,
     seq_capacity: usize,
@@ -51,10 +53,10 @@ struct Shop {
 }
 
 /// The kernels of one forward, in their order, with their launches counted.
-pub fn of_forward(gpu: &Gpu, case: &Case) -> Result<Value> {
+pub fn of_forward(gpu: &Gpu, scale: &Scale, case: &Case) -> Result<Value> {
     let sizes = &case.sizes;
     let (hidden, intermediate, layers) = (sizes.hidden_size, sizes.intermediate_size, sizes.num_layers);
-    let mut shop = Shop::new(gpu, case.dtype, sizes, &case.lens)?;
+    let mut shop = Shop::new(gpu, scale, case.dtype, sizes, &case.lens)?;
     shop.embedding(sizes)?;
     shop.product("qkv product", layers, 3 * hidden, hidden, Epilogue::Bias)?;
     shop.attention("attention", layers, sizes.num_heads, sizes.head_dim(), false)?;
@@ -69,8 +71,10 @@ pub fn of_forward(gpu: &Gpu, case: &Case) -> Result<Value> {
 }
 
 /// Kernels that no encoder of the benches uses, at sizes of models to come.
-pub fn of_others(gpu: &Gpu, dtype: HalfType) -> Result<Value> {
-    let mut shop = Shop::new(gpu, dtype, &synthetic::BERT_LARGE, &[512; 32])?;
+pub fn of_others(gpu: &Gpu, scale: &Scale, dtype: HalfType) -> Result<Value> {
+    let len = 512.min(scale.capacity.max_batch_tokens);
+    let lens = vec![len; scale.capacity.max_batch_tokens / len];
+    let mut shop = Shop::new(gpu, scale, dtype, &synthetic::BERT_LARGE, &lens)?;
     shop.rms_norm(1, 1024)?;
     shop.swiglu(1, 4096)?;
     for head_dim in [32, 64, 96, 128] {
@@ -81,7 +85,7 @@ pub fn of_others(gpu: &Gpu, dtype: HalfType) -> Result<Value> {
 }
 
 impl Shop {
-    fn new(gpu: &Gpu, dtype: HalfType, sizes: &EncoderSizes, lens: &[usize]) -> Result<Self> {
+    fn new(gpu: &Gpu, scale: &Scale, dtype: HalfType, sizes: &EncoderSizes, lens: &[usize]) -> Result<Self> {
         let stream = gpu.new_stream()?;
         let tokens = Tokens::new(sizes, lens, 1);
         Ok(Self {
@@ -90,6 +94,7 @@ impl Shop {
             gemm: Gemm::new(gpu, &stream, dtype, None)?,
             stream,
             dtype,
+            rotated_bytes: scale.rotated_bytes,
             token_capacity: token_bucket(tokens.input_ids.len()),
             seq_capacity: seq_bucket(lens.len()),
             tokens,
@@ -151,7 +156,7 @@ impl Shop {
             position_offset: 0,
             eps: 1e-12,
         };
-        let sets = (0..num_sets(num_bytes))
+        let sets = (0..num_sets(num_bytes, self.rotated_bytes))
             .map(|_| Ok(EmbeddingArgs { out: operands.halves(self.token_capacity * width)?, ..first }))
             .collect::<Result<Vec<_>>>()?;
         let spread = time(&self.stream, SECONDS, |i| self.kernels.embedding(&self.stream, &sets[i % sets.len()]))?;
@@ -163,7 +168,7 @@ impl Shop {
         let (mut operands, rows) = (self.operands(), self.token_capacity);
         let num_bytes = (rows * depth + columns * depth + rows * columns) * HALF;
         let shape = GemmShape { rows, columns, depth, epilogue };
-        let sets = (0..num_sets(num_bytes))
+        let sets = (0..num_sets(num_bytes, self.rotated_bytes))
             .map(|_| {
                 let bias = if epilogue == Epilogue::None { Span::NULL } else { operands.halves(columns)? };
                 let [x, weight] = [operands.halves(rows * depth)?, operands.halves(columns * depth)?];
@@ -212,7 +217,7 @@ impl Shop {
             scale: 1.0 / (head_dim as f32).sqrt(),
             causal: is_decoder,
         };
-        let sets = (0..num_sets(num_bytes))
+        let sets = (0..num_sets(num_bytes, self.rotated_bytes))
             .map(|_| {
                 let qkv = operands.halves(3 * self.token_capacity * width)?;
                 Ok(AttentionArgs { qkv, out: operands.halves(self.token_capacity * width)?, ..first })
@@ -229,7 +234,7 @@ impl Shop {
         let num_bytes = 3 * self.num_tokens() * width * HALF;
         let (header, _) = self.bounds(&mut operands)?;
         let (gamma, beta) = (operands.floats(width)?, if has_beta { operands.floats(width)? } else { Span::NULL });
-        let sets = (0..num_sets(num_bytes))
+        let sets = (0..num_sets(num_bytes, self.rotated_bytes))
             .map(|_| {
                 let x = operands.halves(self.token_capacity * width)?;
                 // In place of the residual, as the encoder has it.
@@ -270,7 +275,7 @@ impl Shop {
         let mut operands = self.operands();
         let num_bytes = 2 * self.num_tokens() * num_columns * HALF;
         let ((header, _), bias) = (self.bounds(&mut operands)?, operands.floats(num_columns)?);
-        let sets = (0..num_sets(num_bytes))
+        let sets = (0..num_sets(num_bytes, self.rotated_bytes))
             .map(|_| {
                 Ok(ActivationArgs {
                     dtype: self.dtype,
@@ -293,7 +298,7 @@ impl Shop {
         let mut operands = self.operands();
         let num_bytes = 3 * self.num_tokens() * num_columns * HALF;
         let (header, _) = self.bounds(&mut operands)?;
-        let sets = (0..num_sets(num_bytes))
+        let sets = (0..num_sets(num_bytes, self.rotated_bytes))
             .map(|_| {
                 Ok(SwigluArgs {
                     dtype: self.dtype,
@@ -316,7 +321,7 @@ impl Shop {
         let (header, cu_seqlens) = self.bounds(&mut operands)?;
         let (rows, not_finite) =
             (operands.words(&[width as u32, 1].repeat(self.seq_capacity))?, operands.words(&[0; 4])?);
-        let sets = (0..num_sets(num_bytes))
+        let sets = (0..num_sets(num_bytes, self.rotated_bytes))
             .map(|_| {
                 Ok(PoolArgs {
                     dtype: self.dtype,

@@ -83,8 +83,8 @@ def median_ratio(entry, way):
 def facts(found):
     known = found.get("facts", {})
     rows = [["command", f"`{found['command']}`"], ["date", known.get("date", "-")]]
-    gpu = known.get("gpu") or {"name": "none"}
-    rows.append(["GPU", ", ".join(f"{key} {value}" for key, value in gpu.items())])
+    gpu = known.get("gpu") or {}
+    rows.append(["GPU", ", ".join(f"{key} {value}" for key, value in gpu.items()) or "none"])
     rows += [["CPU", known.get("cpu", "-")], ["kernel", known.get("kernel", "-")]]
     binaries = found.get("binaries", {})
     rows.append(["ours", ", ".join(f"{key} {value}" for key, value in binaries.items() if key != "libraries") or "not built"])
@@ -138,7 +138,7 @@ def correctness(found):
     if tests:
         lines += [f"{tests['num_passed']} tests of `tests/gpu.rs` passed.", ""]
         rows = [[name, f"{cosine:.6f}"] for name, cosine in tests["min_cosine_to_cpu"].items()]
-        lines += [*table(["whole model", "smallest cosine to the CPU in f32"], rows), ""]
+        lines += [*table(["whole model", "smallest cosine to the CPU in f32"], rows), ""] if rows else []
     rows = []
     for entry in models:
         peer = entry.get("min_cosine_to_peer")
@@ -240,9 +240,9 @@ def http(found):
                 ["cores the server kept busy", f"{sum(cpu.values()) / load['window_s']:.2f} of {load['num_cpus']}"],
                 ["cores the client kept busy", load["client_cpu_s"] / load["window_s"]]]
         rows += [[f"of them threads `{name}`", spent / load["window_s"]] for name, spent in sorted(cpu.items(), key=lambda item: -item[1])[:6]]
-        phases = load["phases_s"]
+        metrics = load["metrics"]
         rows += [[f"`{name.removesuffix('_sum')}`, seconds a second", spent / load["window_s"]]
-                 for name, spent in phases.items() if name.endswith("_seconds_sum")]
+                 for name, spent in metrics.items() if name.endswith("_seconds_sum")]
         lines += [*table(["", ""], rows), ""]
     peer = found.get("sentences")
     if peer:

@@ -17,6 +17,7 @@ import traceback
 from pathlib import Path
 
 import report
+from cases import Cases
 from serve import serve
 from worker import Clock, NoAnswer, Worker, call
 
@@ -25,51 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LEAST_S = 10
 MIN_COSINE_TO_PEER = 0.999
 LEAST_COSINE = {"f16": 0.9999, "bf16": 0.999}
-BUDGET = 16384
 ROUNDS = 3
-
-
-def mixed(total):
-    """Lengths of 8 to 256 tokens, log-uniform, that come to `total`; a low-discrepancy walk, the same everywhere."""
-    lens, i = [], 0
-    while total > 0:
-        i += 1
-        length = min(int(8 * 32 ** (i * 0.6180339887498949 % 1)), total)
-        lens.append(length)
-        total -= length
-    return lens
-
-
-def full(length):
-    """As many sequences of a length as the token budget holds."""
-    return [length] * (BUDGET // length)
-
-
-# name, model, dtype, lengths, the peer's ways. The first four have goals.
-TURNS = [
-    ("bert-base 128 f16", "bert-base", "f16", full(128), ["eager", "compiled"]),
-    ("bert-large 512 f16", "bert-large", "f16", full(512), ["eager", "compiled"]),
-    ("minilm-l6 50 f16", "minilm-l6", "f16", full(50), ["eager", "compiled"]),
-    ("minilm-l6 mixed f16", "minilm-l6", "f16", mixed(BUDGET), ["eager"]),
-    ("bert-base 128 bf16", "bert-base", "bf16", full(128), ["eager"]),
-]
-TURNS_FULL = [
-    ("minilm-l6 16 f16", "minilm-l6", "f16", full(16), ["eager", "compiled"]),
-    ("minilm-l6 128 f16", "minilm-l6", "f16", full(128), ["eager", "compiled"]),
-    ("minilm-l6 512 f16", "minilm-l6", "f16", full(512), ["eager", "compiled"]),
-    ("bert-base 512 f16", "bert-base", "f16", full(512), ["eager", "compiled"]),
-    ("bert-base mixed f16", "bert-base", "f16", mixed(BUDGET), ["eager"]),
-    ("bert-large 128 bf16", "bert-large", "bf16", full(128), ["eager", "compiled"]),
-]
-LATENCIES = [
-    ("bert-base 128 f16", "bert-base", "f16", [128], ["eager", "graphs"]),
-    ("minilm-l6 50 f16", "minilm-l6", "f16", [50], ["eager"]),
-    ("bert-large 512 f16", "bert-large", "f16", [512], []),
-]
-MODELS = ["minilm-l6", "bert-base", "bert-large"]
-# Sequences of each length in the sweep: from one alone to the token budget.
-SWEEP_LENS = [16, 50, 128, 512]
-SWEEP_SEQS = [1, 4, 16, 64, 256, 1024]
 
 
 class Skipped(Exception):
@@ -82,7 +39,8 @@ class Run:
     def __init__(self, args, folder, logs):
         self.args, self.folder, self.logs = args, folder, logs
         self.clock = Clock(args.limit_s)
-        self.is_dry, self.is_full = args.dry_run, args.full
+        self.is_dry, self.is_full, self.is_small = args.dry_run, args.full, args.small
+        self.cases = Cases(args.full, args.small)
         self.found = {"command": " ".join(["scripts/gpu", *sys.argv[1:]]), "is_made_up": args.dry_run, "steps": []}
         self.binaries, self.environment = {}, {}
         self.ours = self.peer = None
@@ -156,12 +114,13 @@ def say(text):
 def run(args):
     begun = time.strftime("%Y-%m-%d", time.gmtime())
     gpu = nvidia_smi("name")
-    if gpu is None and not args.dry_run:
+    # An emulated device is no GPU that the driver's own tool would find.
+    if gpu is None and not args.dry_run and not args.small:
         say("no GPU: nvidia-smi finds none; --dry-run goes through all steps without one")
         return 1
     if args.out:
         folder = args.out
-    elif args.dry_run:
+    elif args.dry_run or args.small:
         folder = Path(tempfile.mkdtemp(prefix="eremois-gpu-"))
     else:
         folder = ROOT / "benches" / "runs" / f"{begun}-{slug(gpu[0])}"
@@ -192,7 +151,7 @@ def steps(run, scratch):
     run.step("start", start)
     run.step("peaks", lambda run: run.ask(run.ours, {"do": "peaks"}))
     run.step("verify", verify)
-    run.step("turns", lambda run: turns(run, TURNS))
+    run.step("turns", lambda run: turns(run, run.cases.turns))
     run.step("latency", latency)
     run.step("parts", parts)
     run.step("http", lambda run: serve(run, scratch))
@@ -200,7 +159,7 @@ def steps(run, scratch):
     run.step("sweep", sweep)
     if run.is_full:
         run.step("others", lambda run: run.ask(run.ours, {"do": "others", "dtype": "f16"}))
-        run.step("more turns", lambda run: turns(run, TURNS_FULL))
+        run.step("more turns", lambda run: turns(run, run.cases.more_turns))
 
 
 # ---- facts and binaries ----------------------------------------------------------------------------------------------
@@ -281,6 +240,7 @@ def tests(run):
     if "gpu-tests" not in run.binaries:
         raise Skipped("not built")
     environment = run.environment | ({} if run.is_dry else {"EREMOIS_TEST_GPU": "1"})
+    environment |= {"EREMOIS_TEST_GPU_SIZES": "small"} if run.is_small else {}
     limit_s = max(min(240, run.clock.left_s() / 2), LEAST_S)
     with run.log("tests") as log:
         # In the project's folder: the bundled model is found from there.
@@ -312,6 +272,7 @@ def start(run):
             answers[name] = output.strip().splitlines()[-1][:300] if output.strip() else "no word"
         stand_in = [sys.executable, str(ROOT / "benches" / "gpu" / "stand_in.py")]
         ours, peer = [*stand_in, "eremois"], [*stand_in, "pytorch"]
+    ours += ["--small"] if run.is_small else []
     run.ours = Worker("ours", ours, run.environment or None, run.log("gpu-bench"))
     run.peer = Worker("peer", peer, None, run.log("peer"))
     try:
@@ -335,24 +296,21 @@ def cosine(a, b):
 def verify(run):
     """Each model that is timed: ours against the CPU, the peer against ours. Nothing is timed that is wrong."""
     answers = []
-    for model in MODELS:
-        for dtype in ["f16", "bf16"]:
-            if not run.is_full and (model, dtype) == ("bert-large", "bf16"):
-                continue
-            ours = run.ask(run.ours, {"do": "verify", "model": model, "dtype": dtype})
-            rows = ours.pop("rows")
-            entry = {"model": model, "dtype": dtype} | ours
-            to_cpu = entry["min_cosine_to_cpu"]  # None where there was a NaN
-            if to_cpu is None or to_cpu < LEAST_COSINE[dtype]:
-                raise Failed(f"{model} {dtype}: cosine {to_cpu} to the CPU, {LEAST_COSINE[dtype]} is asked for")
-            try:
-                theirs = run.ask_peer({"do": "verify", "model": model, "dtype": dtype})
-                entry["min_cosine_to_peer"] = min(cosine(a, b) for a, b in zip(rows, theirs["rows"], strict=True))
-                if not entry["min_cosine_to_peer"] >= MIN_COSINE_TO_PEER:
-                    entry["fault"] = "the peer's rows are not ours: no comparison of this model means anything"
-            except NoAnswer as error:
-                entry["peer_missing"] = str(error)
-            answers.append(entry)
+    for model, dtype in run.cases.models:
+        ours = run.ask(run.ours, {"do": "verify", "model": model, "dtype": dtype})
+        rows = ours.pop("rows")
+        entry = {"model": model, "dtype": dtype} | ours
+        to_cpu = entry["min_cosine_to_cpu"]  # None where there was a NaN
+        if to_cpu is None or to_cpu < LEAST_COSINE[dtype]:
+            raise Failed(f"{model} {dtype}: cosine {to_cpu} to the CPU, {LEAST_COSINE[dtype]} is asked for")
+        try:
+            theirs = run.ask_peer({"do": "verify", "model": model, "dtype": dtype})
+            entry["min_cosine_to_peer"] = min(cosine(a, b) for a, b in zip(rows, theirs["rows"], strict=True))
+            if not entry["min_cosine_to_peer"] >= MIN_COSINE_TO_PEER:
+                entry["fault"] = "the peer's rows are not ours: no comparison of this model means anything"
+        except NoAnswer as error:
+            entry["peer_missing"] = str(error)
+        answers.append(entry)
     return answers
 
 
@@ -393,7 +351,7 @@ def latency(run):
                 entry["missing"][way] = str(error)
         return entry
 
-    return run.each(LATENCIES, case)
+    return run.each(run.cases.latencies, case)
 
 
 def parts(run):
@@ -403,7 +361,7 @@ def parts(run):
         request = {"do": "parts", "model": model, "dtype": dtype, "lens": lens}
         return {"case": name, "model": model, "dtype": dtype, "lens": lens} | run.ask(run.ours, request)
 
-    return run.each(TURNS[: 5 if run.is_full else 3], case)
+    return run.each(run.cases.turns[: 5 if run.is_full else 3], case)
 
 
 def sweep(run):
@@ -413,13 +371,10 @@ def sweep(run):
         request = {"do": "time", "model": model, "dtype": dtype, "lens": [length] * num_seqs, "seconds": 0.1}
         return {"case": name, "model": model, "dtype": dtype, "len": length} | run.ask(run.ours, request)
 
-    dtypes = ["f16", "bf16"] if run.is_full else ["f16"]
-    sizes = [(length, num) for length in SWEEP_LENS for num in SWEEP_SEQS if length * num <= BUDGET]
-    cases = [(f"{m} {n} x {l} {d}", m, d, l, n) for d in dtypes for m in MODELS for l, n in sizes]
-    return run.each(cases, case)
+    return run.each(run.cases.sweep, case)
 
 
 def sentences(run):
     """sentence-transformers from texts to rows: what our server is compared with where tokenising counts."""
-    request = {"do": "sentences", "model": "minilm-l6", "dtype": "f16", "len": 50, "num_texts": 8192 if run.is_full else 4096}
+    request = {"do": "sentences", "model": "minilm-l6", "dtype": "f16", "len": 50, "num_texts": run.cases.num_texts}
     return run.ask_peer(request)
