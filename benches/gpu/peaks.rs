@@ -16,7 +16,7 @@ const SECONDS: f64 = 0.5;
 pub fn measure(gpu: &Gpu, scale: &Scale) -> Result<Value> {
     let (side, copy_bytes) = (scale.gemm_side, scale.copy_bytes);
     let stream = gpu.new_stream()?;
-    let mut answer = json!({});
+    let mut answer = json!({"gemm_side": side});
     for dtype in [HalfType::F16, HalfType::Bf16] {
         let mut operands = Operands::new(&stream, dtype);
         let mut gemm = Gemm::new(gpu, &stream, dtype, None)?;

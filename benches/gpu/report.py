@@ -44,7 +44,7 @@ def share(value):
 
 
 def millions(tokens_per_s):
-    return f"{tokens_per_s / 1e6:.3f} M"
+    return f"{tokens_per_s / 1e6:.3f} M" if tokens_per_s >= 1e4 else number(tokens_per_s)
 
 
 def peak(found, dtype):
@@ -93,7 +93,7 @@ def facts(found):
     rows.append(["peers", ", ".join(f"{key} {peers[key]}" for key in names if key in peers) or "-"])
     peaks = found.get("peaks")
     if peaks:
-        rows.append(["measured peaks", f"8192³ product: {peaks['gemm_f16_tflop_per_s']:.0f} TFLOP/s f16, "
+        rows.append(["measured peaks", f"{peaks['gemm_side']}³ product: {peaks['gemm_f16_tflop_per_s']:.0f} TFLOP/s f16, "
                      f"{peaks['gemm_bf16_tflop_per_s']:.0f} bf16; copy on the device: {peaks['copy_gb_per_s']:,.0f} GB/s"])
     return [*table(["", ""], rows), ""]
 
@@ -141,6 +141,9 @@ def correctness(found):
         lines += [*table(["whole model", "smallest cosine to the CPU in f32"], rows), ""] if rows else []
     rows = []
     for entry in models:
+        if "not_verified" in entry:
+            rows.append([f"{entry['model']} {entry['dtype']}", "-", "-", entry["not_verified"]])
+            continue
         peer = entry.get("min_cosine_to_peer")
         rows.append([f"{entry['model']} {entry['dtype']}", f"{entry['min_cosine_to_cpu']:.6f}",
                      f"{peer:.6f}" if peer is not None else "-", entry.get("fault", "")])

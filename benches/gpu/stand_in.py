@@ -36,7 +36,8 @@ def answer(name, ask):
             return {"name": name, "is_made_up": True, "ways": ways} | gpu
         case "peaks":
             return {
-                "gemm_f16_tflop_per_s": PEAK_TFLOPS, "gemm_f16": spread(1400.0), "gemm_bf16_tflop_per_s": PEAK_TFLOPS,
+                "gemm_side": 8192, "gemm_f16_tflop_per_s": PEAK_TFLOPS, "gemm_f16": spread(1400.0),
+                "gemm_bf16_tflop_per_s": PEAK_TFLOPS,
                 "gemm_bf16": spread(1400.0), "copy_gb_per_s": COPY_GB_PER_S, "copy": spread(700.0),
             }
         case "verify":

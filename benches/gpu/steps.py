@@ -45,6 +45,7 @@ class Run:
         self.binaries, self.environment = {}, {}
         self.ours = self.peer = None
         self.peer_missing = None
+        self.verified = {}
 
     def log(self, name):
         return open(self.logs / f"{name}.log", "a", encoding="utf-8")
@@ -294,24 +295,41 @@ def cosine(a, b):
 
 
 def verify(run):
-    """Each model that is timed: ours against the CPU, the peer against ours. Nothing is timed that is wrong."""
-    answers = []
-    for model, dtype in run.cases.models:
-        ours = run.ask(run.ours, {"do": "verify", "model": model, "dtype": dtype})
-        rows = ours.pop("rows")
-        entry = {"model": model, "dtype": dtype} | ours
-        to_cpu = entry["min_cosine_to_cpu"]  # None where there was a NaN
-        if to_cpu is None or to_cpu < LEAST_COSINE[dtype]:
-            raise Failed(f"{model} {dtype}: cosine {to_cpu} to the CPU, {LEAST_COSINE[dtype]} is asked for")
-        try:
-            theirs = run.ask_peer({"do": "verify", "model": model, "dtype": dtype})
-            entry["min_cosine_to_peer"] = min(cosine(a, b) for a, b in zip(rows, theirs["rows"], strict=True))
-            if not entry["min_cosine_to_peer"] >= MIN_COSINE_TO_PEER:
-                entry["fault"] = "the peer's rows are not ours: no comparison of this model means anything"
-        except NoAnswer as error:
-            entry["peer_missing"] = str(error)
-        answers.append(entry)
-    return answers
+    """Each model that is timed: ours against the CPU, the peer against ours."""
+    return [verified(run, model, dtype) for model, dtype in run.cases.models]
+
+
+def verified(run, model, dtype):
+    """What the comparison of a model found, made once. What is wrong ends the run; nothing wrong is timed."""
+    if (model, dtype) not in run.verified:
+        run.verified[model, dtype] = {"model": model, "dtype": dtype} | compare(run, model, dtype)
+    return run.verified[model, dtype]
+
+
+def compare(run, model, dtype):
+    request = {"do": "verify", "model": model, "dtype": dtype}
+    try:
+        entry = run.ask(run.ours, request)
+    except NoAnswer as error:
+        return {"not_verified": str(error)}
+    rows, to_cpu = entry.pop("rows"), entry["min_cosine_to_cpu"]
+    # None where there was a NaN.
+    if to_cpu is None or to_cpu < LEAST_COSINE[dtype]:
+        raise Failed(f"{model} {dtype}: cosine {to_cpu} to the CPU, {LEAST_COSINE[dtype]} is asked for")
+    try:
+        theirs = run.ask_peer(request)["rows"]
+    except NoAnswer as error:
+        return entry | {"peer_missing": str(error)}
+    to_peer = min(cosine(a, b) for a, b in zip(rows, theirs, strict=True))
+    fault = {} if to_peer >= MIN_COSINE_TO_PEER else {"fault": "the peer computes other rows: its times mean nothing"}
+    return entry | {"min_cosine_to_peer": to_peer} | fault
+
+
+def need(run, model, dtype):
+    """Skips a case whose model was not verified."""
+    entry = verified(run, model, dtype)
+    if "not_verified" in entry:
+        raise Skipped(f"not verified: {entry['not_verified']}")
 
 
 # ---- times -----------------------------------------------------------------------------------------------------------
@@ -321,6 +339,7 @@ def turns(run, cases):
     """Ours and each way of the peer take turns, round by round; a ratio compares neighbours in time."""
 
     def case(name, model, dtype, lens, ways):
+        need(run, model, dtype)
         request = {"do": "time", "model": model, "dtype": dtype, "lens": lens}
         entry = {"case": name, "model": model, "dtype": dtype, "lens": lens, "ours": [], "peers": {}, "ratios": {}, "missing": {}}
         for number in range(ROUNDS):
@@ -341,6 +360,7 @@ def turns(run, cases):
 
 def latency(run):
     def case(name, model, dtype, lens, ways):
+        need(run, model, dtype)
         request = {"do": "latency", "model": model, "dtype": dtype, "lens": lens, "seconds": 0.5}
         entry = {"case": name, "model": model, "dtype": dtype, "lens": lens, "peers": {}, "missing": {}}
         entry["ours"] = run.ask(run.ours, request)
@@ -368,6 +388,7 @@ def sweep(run):
     """Every length from one sequence alone to the token budget, ours only."""
 
     def case(name, model, dtype, length, num_seqs):
+        need(run, model, dtype)
         request = {"do": "time", "model": model, "dtype": dtype, "lens": [length] * num_seqs, "seconds": 0.1}
         return {"case": name, "model": model, "dtype": dtype, "len": length} | run.ask(run.ours, request)
 
