@@ -5,6 +5,7 @@ import os
 import queue
 import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -22,8 +23,20 @@ class Clock:
         return self.limit_s - self.spent_s()
 
 
+class Skipped(Exception):
+    """A step that is left out, and why."""
+
+
+class Failed(Exception):
+    """What makes the rest of the run worthless."""
+
+
 class NoAnswer(Exception):
     """A worker that said it cannot, died, or took too long."""
+
+
+def say(text):
+    print(f"== {text}", file=sys.stderr, flush=True)
 
 
 def end(process):

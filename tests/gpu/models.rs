@@ -32,7 +32,7 @@ fn texts() -> Vec<String> {
 fn load(device: &Device, dtype: Option<Dtype>) -> LoadedModel {
     let spec = ModelSpec { dtype, ..ModelSpec::bare("bundled", Path::new(MODEL)) };
     let placement = Placement { max_batch_tokens: 256, max_batch_size: 16, ..Placement::default() };
-    load_for(&spec, device, &placement).unwrap()
+    load_for(&spec, std::slice::from_ref(device), &placement).unwrap()
 }
 
 fn run(model: &LoadedModel) -> Rows {
@@ -43,7 +43,7 @@ fn run(model: &LoadedModel) -> Rows {
         let row = RowSpec { normalize: true, dimensions: model.info.hidden_size };
         batch.push(&encoding.input_ids, &encoding.token_type_ids, row);
     }
-    model.backend.launch(batch).and_then(|in_flight| in_flight.finish()).unwrap()
+    model.backend().launch(batch).and_then(|in_flight| in_flight.finish()).unwrap()
 }
 
 #[test]
