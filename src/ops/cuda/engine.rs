@@ -161,6 +161,11 @@ impl Engine {
         self.shared.gpu.free_bytes()
     }
 
+    /// Buckets of small batches that are launched as CUDA graphs by now.
+    pub fn num_graphs(&self) -> usize {
+        self.shared.state.lock().graphs.num_graphs()
+    }
+
     /// Packs a batch into pinned memory, enqueues all of its work and returns without waiting for the device. Ids must
     /// be smaller than the vocabulary; the kernels read no row beyond it.
     ///

@@ -76,6 +76,10 @@ impl<K: Copy + Eq + Hash> Graphs<K> {
         }
     }
 
+    pub fn num_graphs(&self) -> usize {
+        self.entries.values().filter(|entry| entry.graph.is_some()).count()
+    }
+
     /// Forgets all graphs: the memory they were captured with goes.
     pub fn clear(&mut self) {
         self.entries.clear();

@@ -323,6 +323,3 @@ fn pooling_number(pooling: Pooling) -> u32 {
         Pooling::WeightedMean => 4,
     }
 }
-
-#[cfg(test)]
-mod tests;
