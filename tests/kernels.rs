@@ -11,14 +11,15 @@ fn run(name: &str) {
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join(name);
     let mut compiler = Command::new("c++");
-    compiler.args(["-std=c++17", "-O2", "-U_FORTIFY_SOURCE", "-DEREMOIS_EMULATE", "-ffp-contract=off"]);
+    compiler.args(["-std=c++17", "-O2", "-DEREMOIS_EMULATE", "-ffp-contract=off"]);
     compiler.arg("-Wall").arg("-Wno-unknown-pragmas").arg("-Werror");
     compiler.arg("-I").arg(root.join("tests/kernels")).arg("-I").arg(root.join("kernels"));
     compiler.arg("-o").arg(&program).arg(root.join(format!("tests/kernels/{name}.cpp")));
     let output = compiler.output().expect("a C++ compiler, `c++`, is on PATH");
     assert!(output.status.success(), "{compiler:?}\n{}", String::from_utf8_lossy(&output.stderr));
     let output = Command::new(&program).output().unwrap();
-    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stdout));
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{name}: {stdout}{stderr}");
 }
 
 #[test]

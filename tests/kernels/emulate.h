@@ -1,15 +1,12 @@
 // CUDA's words and types for a plain C++ compiler: kernels/*.cu run as they stand, one block after another.
 //
 // The threads of a block are fibers of one operating-system thread; each runs until it waits at a barrier or for its
-// warp. So a program is deterministic, a kernel that waits for ever is found, and so is a use of what no thread wrote:
+// warp. Blocks may run on several operating-system threads at once, each with a machine and shared memory of its own.
+// So a program is deterministic, a kernel that waits for ever is found, and so is a use of what no thread wrote:
 // dynamic shared memory is poisoned before each block. What is not found: races that need true concurrency, misaligned
 // loads, reads out of bounds (build with -fsanitize=address for those), and time.
 #pragma once
 
-// Its check of longjmp takes a fiber's stack for a broken one. Include this file before any other.
-#undef _FORTIFY_SOURCE
-
-#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -27,8 +24,8 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
-// Blocks run one at a time, so one variable serves them all.
-#define __shared__ static
+// A thread of the operating system runs one block at a time, so one variable serves all of its blocks.
+#define __shared__ static thread_local
 #define SHARED_FLOATS(name) float* name = reinterpret_cast<float*>(emulate::dynamic_shared())
 
 struct dim3 {
@@ -50,8 +47,8 @@ struct Warp {
     Barrier barrier;
     // What each lane hands to the others, by turns: nobody can be two exchanges ahead.
     uint64_t slots[2][WARP_SIZE];
-    // The operands of a matrix product: four registers of a, two of b.
-    uint32_t fragments[WARP_SIZE][6];
+    // The operands of a matrix product: four registers of a, two of b, two values each.
+    float fragments[WARP_SIZE][12];
 };
 
 // A copy to shared memory that may not have happened yet.
@@ -61,8 +58,11 @@ struct Copy {
     bool is_there;
 };
 
+// A place that __builtin_longjmp goes back to: of a length that is GCC's and Clang's.
+typedef void* Place[5];
+
 struct Fiber {
-    jmp_buf here;
+    Place here;
     ucontext_t start;
     std::unique_ptr<char[]> stack;
     bool is_started = false, is_finished = true;
@@ -77,7 +77,7 @@ struct Machine {
     std::vector<Warp> warps;
     Barrier block;
     Fiber* current = nullptr;
-    jmp_buf scheduler;
+    Place scheduler;
     std::function<void()> body;
     dim3 grid_dim, block_dim, block_idx;
     std::vector<uint64_t> shared;
@@ -85,14 +85,22 @@ struct Machine {
     uint64_t progress = 0;
 };
 
+// That of the calling thread. A bare pointer, because the way to a `thread_local` object with a constructor asks each time
+// whether it was constructed, and every switch between fibers goes this way.
 inline Machine& machine() {
-    static Machine machine;
-    return machine;
+    static __thread Machine* machine = nullptr;
+    if (machine == nullptr) {
+        static thread_local std::unique_ptr<Machine> owner(new Machine);
+        machine = owner.get();
+    }
+    return *machine;
 }
 
-inline void yield() {
-    // setjmp and longjmp without signal masks: a system call a switch would make the tests ten times as slow.
-    if (_setjmp(machine().current->here) == 0) _longjmp(machine().scheduler, 1);
+__attribute__((noinline)) inline void yield() {
+    // The compiler's own, and not swapcontext: a system call a switch would make the tests ten times as slow. Neither
+    // function may be inlined, a place is left for that of another function alone.
+    Machine& m = machine();
+    if (__builtin_setjmp(m.current->here) == 0) __builtin_longjmp(m.scheduler, 1);
 }
 
 inline void release_if_complete(Barrier& barrier) {
@@ -128,10 +136,10 @@ inline void fiber_main() {
     }
 }
 
-inline void resume(Fiber& fiber) {
+__attribute__((noinline)) inline void resume(Fiber& fiber) {
     machine().current = &fiber;
-    if (_setjmp(machine().scheduler) != 0) return;
-    if (fiber.is_started) _longjmp(fiber.here, 1);
+    if (__builtin_setjmp(machine().scheduler) != 0) return;
+    if (fiber.is_started) __builtin_longjmp(fiber.here, 1);
     fiber.is_started = true;
     setcontext(&fiber.start);
 }
@@ -158,18 +166,19 @@ inline void run_block(unsigned num_threads) {
             resume(*m.fibers[t]);
         }
         if (is_running && m.progress == before) {
-            std::printf("block %u: its threads wait for each other for ever\n", m.block_idx.x);
-            std::exit(1);
+            std::fprintf(stderr, "block %u: its threads wait for each other for ever\n", m.block_idx.x);
+            std::_Exit(1);
         }
     }
 }
 
-// Runs `body`, a call of a kernel, as each thread of a grid.
-inline void launch(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> body) {
+// Runs `body`, a call of a kernel, as each thread of the blocks `first` to `last - 1` of a grid, counted with x fastest.
+inline void run_blocks(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body, uint64_t first,
+                       uint64_t last) {
     Machine& m = machine();
     m.grid_dim = grid;
     m.block_dim = block;
-    m.body = std::move(body);
+    m.body = body;
     const unsigned num_threads = block.x * block.y * block.z;
     while (m.fibers.size() < num_threads) {
         std::unique_ptr<Fiber> fiber(new Fiber);
@@ -181,15 +190,16 @@ inline void launch(dim3 grid, dim3 block, size_t shared_bytes, std::function<voi
         makecontext(&fiber->start, fiber_main, 0);
         m.fibers.push_back(std::move(fiber));
     }
-    for (unsigned z = 0; z < grid.z; z++) {
-        for (unsigned y = 0; y < grid.y; y++) {
-            for (unsigned x = 0; x < grid.x; x++) {
-                m.block_idx = dim3(x, y, z);
-                m.shared.assign((shared_bytes + 7) / 8, ~uint64_t(0));
-                run_block(num_threads);
-            }
-        }
+    for (uint64_t i = first; i < last; i++) {
+        m.block_idx = dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
+        m.shared.assign((shared_bytes + 7) / 8, ~uint64_t(0));
+        run_block(num_threads);
     }
+}
+
+// All blocks of a grid, one after another.
+inline void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
+    run_blocks(grid, block, shared_bytes, body, 0, uint64_t(grid.x) * grid.y * grid.z);
 }
 
 // What the lane `from` hands in; a lane beyond the warp hands in the caller's own.
@@ -220,8 +230,9 @@ T __shfl_xor_sync(unsigned, T value, unsigned lanes) {
 }
 
 inline unsigned atomicMax(unsigned* address, unsigned value) {
-    const unsigned old = *address;
-    *address = old > value ? old : value;
+    unsigned old = __atomic_load_n(address, __ATOMIC_RELAXED);
+    while (old < value && !__atomic_compare_exchange_n(address, &old, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    }
     return old;
 }
 
@@ -298,16 +309,17 @@ template <typename T>
 void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     emulate::Warp& w = emulate::warp();
     const unsigned lane = emulate::lane();
+    // Each value is turned into a float once, by who hands it in.
     const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
-    std::memcpy(w.fragments[lane], mine, sizeof mine);
+    for (unsigned i = 0; i < 12; i++) w.fragments[lane][i] = emulate::half_of<T>(mine[i / 2], i % 2);
     emulate::wait(w.barrier);
     for (unsigned i = 0; i < 4; i++) {
         const unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
         float sum = c[i];
         for (unsigned k = 0; k < 16; k++) {
-            const uint32_t a_bits = w.fragments[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
-            const uint32_t b_bits = w.fragments[column * 4 + k % 8 / 2][4 + k / 8];
-            sum += emulate::half_of<T>(a_bits, k % 2) * emulate::half_of<T>(b_bits, k % 2);
+            const float a_value = w.fragments[row % 8 * 4 + k % 8 / 2][2 * (row / 8 + k / 8 * 2) + k % 2];
+            const float b_value = w.fragments[column * 4 + k % 8 / 2][2 * (4 + k / 8) + k % 2];
+            sum += a_value * b_value;
         }
         c[i] = sum;
     }
