@@ -81,6 +81,11 @@ pub fn free_address() -> SocketAddr {
 impl Server {
     /// Starts the binary on the bundled model with these settings beside the address.
     pub fn start(settings: &str) -> Self {
+        Self::start_with(settings, &[])
+    }
+
+    /// As [`Server::start`], with these variables in its environment.
+    pub fn start_with(settings: &str, variables: &[(&str, String)]) -> Self {
         let address = free_address();
         let dir = tempfile::tempdir().expect("a folder");
         std::fs::write(dir.path().join("eremois.toml"), settings).expect("written");
@@ -92,6 +97,7 @@ impl Server {
         let mut child = command
             .env("EREMOIS_API__LISTEN", address.to_string())
             .env("EREMOIS_AI__MODELS_DIR", bundled_models())
+            .envs(variables.iter().map(|(name, value)| (name, value)))
             .current_dir(dir.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -105,13 +111,16 @@ impl Server {
 
     /// As [`Server::start`], and waits until it is ready.
     pub fn ready(settings: &str) -> Self {
-        let mut server = Self::start(settings);
+        Self::start(settings).wait_until_ready()
+    }
+
+    pub fn wait_until_ready(mut self) -> Self {
         wait_for("readiness", || {
-            let ended = server.child.try_wait().expect("a child of ours");
-            assert!(ended.is_none(), "the server ended: {:#?}", server.stderr.all());
-            server.get("/health/ready").filter(|answer| answer.status == 200)
+            let ended = self.child.try_wait().expect("a child of ours");
+            assert!(ended.is_none(), "the server ended: {:#?}", self.stderr.all());
+            self.get("/health/ready").filter(|answer| answer.status == 200)
         });
-        server
+        self
     }
 
     /// One request on a connection of its own; `None` if nobody answers.
