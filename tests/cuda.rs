@@ -9,9 +9,10 @@ mod library;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use candle_core::quantized::gguf_file;
-use common::process::{Answer, Client, Server, bundled_models, embeddings, text};
+use common::process::{Answer, Client, LONG, Server, bundled_models, embeddings, text};
 use eremois::model::InFlight;
 use eremois::model::load::{Placement, load_for};
 use eremois::model::pack::{PackedInput, RowSpec};
@@ -42,6 +43,7 @@ impl Emulated {
             ("LD_LIBRARY_PATH", library::folder().display().to_string()),
             // In the server's own folder.
             ("EREMOIS_TEST_CUDA_REPORT", "report".to_string()),
+            ("EREMOIS_TEST_CUDA_CONTROL", "control".to_string()),
         ];
         all.extend(variables.iter().map(|(name, value)| (*name, value.to_string())));
         Self { server: Server::start_with(settings, &all) }
@@ -49,6 +51,13 @@ impl Emulated {
 
     fn ready(settings: &str, variables: &[(&str, &str)]) -> Self {
         Self { server: Self::start(settings, variables).server.wait_until_ready() }
+    }
+
+    /// What the driver is to do from now on: lines `name = number`.
+    fn control(&self, lines: &str) {
+        let dir = self.server.dir.path();
+        std::fs::write(dir.join("control.new"), lines).expect("written");
+        std::fs::rename(dir.join("control.new"), dir.join("control")).expect("renamed");
     }
 
     /// Ends it by SIGTERM. What the driver counted, by name.
@@ -467,4 +476,101 @@ fn a_device_with_too_little_memory_is_not_begun_with() {
     let mut named = Emulated::start(SETTINGS, &memory);
     assert_eq!(named.server.wait().code(), Some(1));
     named.server.stderr.wait_for(&["47 MiB are free on cuda:0", "max_batch_tokens 256"]);
+}
+
+/// Posts until the process has ended; the statuses and codes of what was answered.
+fn post_until_the_end(server: &mut Server) -> (Option<i32>, Vec<(u16, String)>) {
+    let mut answers = Vec::new();
+    let request = embeddings(&[text(12)]);
+    let start = Instant::now();
+    // No connection any more: the listener has gone.
+    while let Ok(mut client) = Client::connect(server.address) {
+        assert!(start.elapsed() < LONG, "the server goes on: {:?}", answers.last());
+        let Ok(answer) = client.send(&request) else { break };
+        let body: serde_json::Value = serde_json::from_str(&answer.body).expect("JSON");
+        answers.push((answer.status, body["error"]["code"].as_str().unwrap_or("").to_string()));
+    }
+    (server.wait().code(), answers)
+}
+
+#[test]
+fn a_lost_device_ends_the_server() {
+    let mut emulated = Emulated::ready(SETTINGS, &[]);
+    let rows = embed(&emulated.server, &[text(12)]);
+    assert_eq!(embed(&emulated.server, &[text(12)]), rows);
+    emulated.control("fail_after = 0\n");
+    let (code, answers) = post_until_the_end(&mut emulated.server);
+    assert_eq!(code, Some(75), "{answers:?} {:#?}", emulated.server.stderr.all());
+    assert_eq!(answers[0], (500, "device_lost".to_string()), "{answers:?}");
+    assert!(answers[1..].iter().all(|(status, _)| *status == 503), "{answers:?}");
+    emulated.server.stderr.wait_for(&["the device is lost", "ILLEGAL_ADDRESS"]);
+}
+
+#[test]
+fn a_device_that_hangs_ends_the_server() {
+    let settings = SETTINGS.replace("[log]", "device_timeout = \"10s\"\n[log]");
+    let mut emulated = Emulated::ready(&settings, &[]);
+    embed(&emulated.server, &[text(12)]);
+    emulated.control("hang_after = 0\n");
+    let (code, answers) = post_until_the_end(&mut emulated.server);
+    assert_eq!(code, Some(75), "{answers:?} {:#?}", emulated.server.stderr.all());
+    assert!(!answers.is_empty() && answers.iter().all(|(status, _)| *status == 503), "{answers:?}");
+}
+
+#[test]
+fn the_work_of_a_lost_device_is_done_by_the_other() {
+    let emulated = Emulated::ready(&SETTINGS.replace("cuda:0", "cuda:0,1"), &[("EREMOIS_TEST_CUDA_DEVICES", "2")]);
+    let (server, texts) = (&emulated.server, texts());
+    let alone: Vec<Vec<f32>> = texts.iter().map(|text| embed(server, std::slice::from_ref(text)).remove(0)).collect();
+    let lost = || metric(server, &["eremois_device_lost{", "cuda:1"]) == 1.0;
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for client in 0..4 {
+            let (texts, alone) = (&texts, &alone);
+            scope.spawn(move || {
+                // For a while after the loss as well.
+                let mut num_left = 10;
+                while num_left > 0 {
+                    assert!(start.elapsed() < LONG, "the other device is not lost");
+                    let i = (client * 5 + num_left) % texts.len();
+                    assert_eq!(embed(server, &texts[i..i + 1])[0], alone[i], "client {client}, text {i}");
+                    num_left -= usize::from(lost());
+                }
+            });
+        }
+        emulated.control("fault_device = 1\nfail_after = 0\n");
+    });
+    server.stderr.wait_for(&["lost", "ILLEGAL_ADDRESS"]);
+    // Ended by a signal as ever.
+    emulated.end();
+}
+
+#[test]
+fn a_batch_without_memory_is_computed_in_parts() {
+    let emulated = Emulated::ready(SETTINGS, &[]);
+    let server = &emulated.server;
+    let asked: Vec<String> = (0..8).map(|i| text(80 + 3 * i)).collect();
+    let alone: Vec<Vec<f32>> = asked.iter().map(|text| embed(server, std::slice::from_ref(text)).remove(0)).collect();
+    server.write_settings(&SETTINGS.replace("max_batch_tokens = 256", "max_batch_tokens = 1024"));
+    server.signal("HUP");
+    server.stderr.wait_for(&["batching limits changed", "1024"]);
+
+    // 1024 tokens of MiniLM take 5.3 MiB of activations, 512 the half.
+    emulated.control("refuse_above = 3500000\n");
+    assert_eq!(embed(server, &asked), alone);
+    server.stderr.wait_for(&["max_batch_tokens is lowered"]);
+    assert!(metric(server, &["eremois_limits_lowered_total{"]) > 0.0);
+
+    // Nothing at all, not even for one text: everything was given back for the attempt.
+    server.signal("HUP");
+    server.write_settings(&SETTINGS.replace("max_batch_tokens = 256", "max_batch_tokens = 1023"));
+    server.signal("HUP");
+    server.stderr.wait_for(&["batching limits changed", "1023"]);
+    emulated.control("refuse_above = 1000\n");
+    let answer = post(server, &asked);
+    assert!(answer.status == 503 && answer.body.contains("out_of_memory"), "{answer:?}");
+    emulated.control("");
+    assert_eq!(embed(server, &asked), alone);
+    let report = emulated.end();
+    assert!(report.count("allocations refused") > 2, "{report:?}");
 }

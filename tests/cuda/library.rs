@@ -41,6 +41,13 @@ pub fn folder() -> PathBuf {
         }
         fs::rename(part.keep(), &folder).expect("renamed");
     }
+    // Under a name that does not change, for whoever runs other tests on it.
+    let (latest, new) = (parent.join("cuda-emulator"), parent.join("cuda-emulator.new"));
+    if !fs::read_link(&latest).is_ok_and(|to| to == folder) {
+        let _ = fs::remove_file(&new); // of a run that was ended here
+        std::os::unix::fs::symlink(&folder, &new).expect("a link");
+        fs::rename(new, latest).expect("renamed");
+    }
     folder
 }
 
