@@ -224,7 +224,7 @@ fn a_model_that_is_dropped_frees_all_of_it() {
     let (entry, version) = Repository::new(bundled_models()).find("all-MiniLM-L6-v2").unwrap();
     let placement = Placement { max_batch_tokens: 64, max_batch_size: 4, cache_dir: None, falls_back: false };
     let model = load_for(&entry.spec(version), &devices, &placement).unwrap();
-    let rows = |in_flight: Box<dyn InFlight>| in_flight.finish().unwrap();
+    let rows = |in_flight: Box<dyn InFlight>| in_flight.finish().unwrap().values;
     let launch = |lengths: &[usize], seed| model.backend().launch(batch(lengths, seed)).unwrap();
 
     let shapes: [&[usize]; 5] = [&[3], &[30, 1, 12], &[7, 7, 7, 7], &[60], &[1, 2, 3, 4]];
