@@ -32,7 +32,7 @@ use std::io::{BufRead, Write};
 use std::process::ExitCode;
 
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
-use eremois::ops::cuda::engine::Capacity;
+use eremois::ops::cuda::budget::Capacity;
 use eremois::ops::cuda::{Gpu, HalfType};
 use eremois::{Error, Result};
 use gpu::models::{Case, Models};

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cudarc::driver::{CudaStream, sys::CUevent_flags};
-use eremois::ops::cuda::engine::{Capacity, Engine};
+use eremois::ops::cuda::budget::Capacity;
+use eremois::ops::cuda::engine::Engine;
 use eremois::ops::cuda::sizes::EncoderSizes;
 use eremois::ops::cuda::{Gpu, HalfType};
 use eremois::ops::pool::Pooling;

@@ -1,7 +1,8 @@
 //! The engine around the kernels: whole encoders with made-up weights, graphs, batches under way together.
 
 use eremois::Error;
-use eremois::ops::cuda::engine::{Capacity, Engine};
+use eremois::ops::cuda::budget::Capacity;
+use eremois::ops::cuda::engine::Engine;
 use eremois::ops::cuda::sizes::EncoderSizes;
 use eremois::ops::cuda::{Gpu, HalfType};
 use eremois::ops::linear::Activation;
