@@ -45,6 +45,20 @@ pub enum Error {
     #[error("nothing came within the deadline of {timeout:?}")]
     Deadline { timeout: Duration },
 
+    // ---- what is kept -------------------------------------------------------------------------
+    /// `what` is "inference", "file", "batch".
+    #[error("no {what} has the id `{id}`")]
+    NotFound { what: &'static str, id: String },
+    /// Against what is kept already: an idempotency key with another request, a batch that has ended.
+    #[error("{field}: {reason}")]
+    Conflict { field: String, reason: String },
+    /// The database cannot be reached or does not answer in time. The cause is for logs.
+    #[error("the store is not available: {cause}")]
+    StoreUnavailable { cause: String },
+    /// The database is away and the journal that stands in for it is full, or cannot be written.
+    #[error("results cannot be kept now: {cause}; requests with `store: false` are answered")]
+    JournalFull { cause: String },
+
     // ---- ours ------------------------------------------------------------------------------------
     /// The forward of the batch failed or panicked. The cause is for logs.
     #[error("model `{model}` failed on this batch: {cause}")]

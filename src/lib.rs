@@ -5,8 +5,8 @@
 //! [`serve::ticket::Ticket`], [`serve::batch::Batch`], [`model::pack::PackedInput`], device tensors,
 //! [`model::InFlight`], [`model::Rows`], [`output::Output`], the protocol's response.
 //!
-//! Dependencies point one way: `main -> cli -> app -> api -> serve -> model -> ops`; `load` stands
-//! alone. The words all of them share are in [`request`], [`output`], [`error`] and [`metrics`].
+//! Dependencies point one way: `main -> cli -> app -> api -> jobs -> inference -> serve -> model -> ops`;
+//! `inference`, `jobs` and `api` also see `store`; `load` stands alone. The words all of them share are in [`request`], [`output`], [`error`] and [`metrics`].
 //! `docs/architecture.md` is the map; `tests/tidy.rs` checks the rule.
 
 pub mod api;
@@ -14,6 +14,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod error;
+pub mod inference;
 pub mod load;
 pub mod metrics;
 pub mod model;
@@ -21,6 +22,7 @@ pub mod ops;
 pub mod output;
 pub mod request;
 pub mod serve;
+pub mod store;
 
 pub use error::{Error, Result};
 

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use super::ApiState;
 use super::observe::Arrival;
 use super::status::Fault;
+use crate::inference::CacheUse;
 use crate::{Error, Result};
 
 /// A body longer than this is parsed off the async threads: JSON of text is read at 0.5 to 1 GB/s, so
@@ -25,6 +26,8 @@ pub struct Call<T> {
     pub deadline: Instant,
     /// What `deadline` was made of, for errors.
     pub timeout: Duration,
+    /// What `cache-control` asks for.
+    pub cache_use: CacheUse,
 }
 
 /// Waits for `work` to the deadline. For what the engine does not time itself.
@@ -46,6 +49,7 @@ pub async fn read<T: DeserializeOwned + Send + 'static>(state: &ApiState, reques
     let (parts, body) = request.into_parts();
     check_media_type(&parts.headers)?;
     let timeout = timeout(&parts.headers, state.settings.timeout)?;
+    let cache_use = cache_use(&parts.headers);
     let deadline = arrived + timeout;
     let limit = state.settings.max_body_bytes;
     // What the head announces (`content-length`): refused before a byte of it is read.
@@ -63,7 +67,7 @@ pub async fn read<T: DeserializeOwned + Send + 'static>(state: &ApiState, reques
         let joined = tokio::task::spawn_blocking(move || parse(&bytes)).await;
         joined.map_err(|e| Error::Internal { cause: format!("parsing a body: {e}") })??
     };
-    Ok(Call { body, deadline, timeout })
+    Ok(Call { body, deadline, timeout, cache_use })
 }
 
 async fn collect(body: Body, limit: usize) -> Result<Bytes> {
@@ -131,6 +135,24 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), Fault> {
     }
 }
 
+/// `no-store`: the cache is passed over; `no-cache`: its results are not used. Other directives are of no concern here.
+///
+/// Source: RFC 9111, section 5.2.1.
+fn cache_use(headers: &HeaderMap) -> CacheUse {
+    let mut cache_use = CacheUse::Full;
+    for value in headers.get_all(header::CACHE_CONTROL) {
+        for directive in value.to_str().unwrap_or_default().split(',').map(str::trim) {
+            if directive.eq_ignore_ascii_case("no-store") {
+                return CacheUse::Bypass;
+            }
+            if directive.eq_ignore_ascii_case("no-cache") {
+                cache_use = CacheUse::Refresh;
+            }
+        }
+    }
+    cache_use
+}
+
 /// `x-request-timeout`, never above `longest`; `longest` without the header.
 ///
 /// Units: seconds ("2", "0.5") or with a unit ("500ms", "1m").
@@ -179,6 +201,18 @@ mod tests {
             let map = HeaderMap::from_iter([("x-request-timeout".parse().unwrap(), value)]);
             assert!(timeout(&map, longest).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_client_may_do_without_the_cache() {
+        assert_eq!(cache_use(&HeaderMap::new()), CacheUse::Full);
+        let asked = |value| cache_use(&headers("cache-control", value));
+        assert_eq!(asked("max-age=5, must-understand"), CacheUse::Full);
+        assert_eq!(asked("No-Cache"), CacheUse::Refresh);
+        assert_eq!(asked("max-age=0,no-cache , no-store"), CacheUse::Bypass);
+        let mut two = headers("cache-control", "no-store");
+        two.append("cache-control", HeaderValue::from_static("no-cache"));
+        assert_eq!(cache_use(&two), CacheUse::Bypass);
     }
 
     #[test]

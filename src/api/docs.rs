@@ -10,8 +10,9 @@ use utoipa::openapi::{RefOr, Response, ResponseBuilder};
 use utoipa::{IntoResponses, OpenApi, ToSchema};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
+use super::app::wire::Problem;
 use super::status::{Envelope, Fault, Kind};
-use super::{ApiState, health, openai, tei};
+use super::{ApiState, app, health, openai, tei};
 
 /// The name that examples are written with; the document served has the default model's instead.
 const EXAMPLE_MODEL: &str = "all-MiniLM-L6-v2";
@@ -25,8 +26,18 @@ pub fn routes() -> Router<ApiState> {
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "eremois", description = "Embeddings over the APIs of OpenAI and of text-embeddings-inference."),
+    info(
+        title = "eremois",
+        description = "Inferences that are kept and found again, and embeddings over the APIs of OpenAI and of text-embeddings-inference."
+    ),
     paths(
+        app::create::create,
+        app::list::list,
+        app::records::one,
+        app::records::remove,
+        app::records::feedback,
+        app::records::erase,
+        app::events::events,
         openai::embeddings,
         openai::models,
         openai::model,
@@ -44,7 +55,7 @@ pub fn routes() -> Router<ApiState> {
         health::metrics,
         openapi,
     ),
-    components(schemas(OpenAiError, TeiError))
+    components(schemas(Problem, OpenAiError, TeiError))
 )]
 struct Document;
 
@@ -131,6 +142,7 @@ fn add_errors(path: &str, method: &str, operation: &mut Value) {
     }
     let envelope = Envelope::of_path(path);
     let schema = match envelope {
+        Envelope::Application => "#/components/schemas/Problem",
         Envelope::OpenAi => "#/components/schemas/OpenAiError",
         Envelope::Tei => "#/components/schemas/TeiError",
     };
@@ -143,14 +155,14 @@ fn add_errors(path: &str, method: &str, operation: &mut Value) {
         let response = responses.entry(envelope.status(class).as_str().to_string()).or_insert_with(|| {
             let reason = envelope.status(class).canonical_reason().unwrap_or("an error");
             let mut response = json!({"description": reason});
-            response["content"]["application/json"] = json!({"schema": {"$ref": schema}, "examples": {}});
+            response["content"][envelope.content_type()] = json!({"schema": {"$ref": schema}, "examples": {}});
             if fault.retry_after().is_some() {
                 response["headers"]["Retry-After"] =
                     json!({"schema": {"type": "integer"}, "description": "Seconds after which to try again"});
             }
             response
         });
-        let examples = &mut response["content"]["application/json"]["examples"];
+        let examples = &mut response["content"][envelope.content_type()]["examples"];
         if examples.get(kind).is_none() {
             examples[kind] = json!({"value": envelope.body(&fault)});
         }
@@ -159,9 +171,14 @@ fn add_errors(path: &str, method: &str, operation: &mut Value) {
 
 /// Whether an operation can answer this kind of error.
 fn answers(envelope: Envelope, path: &str, method: &str, kind: Kind) -> bool {
+    if envelope == Envelope::Application {
+        return app_answers(path, method, kind);
+    }
     match kind {
         // Not of an operation: no operation was found.
         Kind::RouteNotFound | Kind::MethodNotAllowed => false,
+        // Of what the application API keeps: these protocols name nothing that is kept.
+        Kind::NotFound | Kind::Conflict => false,
         Kind::Loading | Kind::Draining | Kind::Unhealthy | Kind::Internal => true,
         // TEI's routes name no model.
         Kind::ModelNotFound => envelope == Envelope::OpenAi,
@@ -175,8 +192,36 @@ fn answers(envelope: Envelope, path: &str, method: &str, kind: Kind) -> bool {
         | Kind::QueueFull
         | Kind::Overloaded
         | Kind::Deadline
+        | Kind::StoreUnavailable
+        | Kind::JournalFull
         | Kind::Failed
         | Kind::OutOfMemory
         | Kind::DeviceLost => method == "post",
+    }
+}
+
+/// The same for the application API, where only one operation computes and all others ask the store.
+fn app_answers(path: &str, method: &str, kind: Kind) -> bool {
+    let computes = path == "/api/v1/inferences" && method == "post";
+    let has_body = method == "post";
+    match kind {
+        Kind::RouteNotFound | Kind::MethodNotAllowed => false,
+        Kind::Internal | Kind::StoreUnavailable => true,
+        Kind::NotFound => path.contains("{id}"),
+        Kind::Malformed => has_body || path.contains('{'),
+        Kind::JournalFull => method != "get",
+        Kind::TooLarge => has_body || path.contains("{user}"),
+        Kind::Invalid => has_body || method == "get" && !path.contains('{'),
+        Kind::Empty | Kind::UnsupportedMediaType | Kind::RequestTimeout | Kind::Deadline => has_body,
+        Kind::ModelNotFound
+        | Kind::Conflict
+        | Kind::Loading
+        | Kind::Draining
+        | Kind::Unhealthy
+        | Kind::QueueFull
+        | Kind::Overloaded
+        | Kind::Failed
+        | Kind::OutOfMemory
+        | Kind::DeviceLost => computes,
     }
 }

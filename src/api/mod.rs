@@ -1,10 +1,11 @@
 //! HTTP: JSON types, handlers, layers in one list, the one status table.
 //!
-//! One file per protocol (`openai`, `tei`), one for the routes operators and probes use (`health`),
+//! One file or folder per protocol (`app`, `openai`, `tei`), one for the routes operators and probes use (`health`),
 //! one for the document of all of them (`docs`). What they share: `body` reads and checks a request,
 //! `inputs` is the text-or-token-ids field, `write` makes JSON of floats, `status` turns an error into
 //! an answer, `observe` is the outermost layer.
 
+mod app;
 pub mod docs;
 pub mod status;
 pub mod write;
@@ -25,6 +26,7 @@ use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{from_fn, from_fn_with_state};
 
+use crate::inference::keep::Keeper;
 use crate::serve::Engine;
 use status::Fault;
 
@@ -34,6 +36,8 @@ pub use observe::describe_metrics;
 #[derive(Clone)]
 pub struct ApiState {
     pub engine: Arc<Engine>,
+    /// Computes, through the cache where there is one, and keeps results: what the handlers ask for embeddings.
+    pub keeper: Arc<Keeper>,
     pub settings: Arc<ApiSettings>,
     /// The metrics in Prometheus' text format, for `/metrics`.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
@@ -91,6 +95,7 @@ pub struct BuildInfo {
 /// The order of the layers is the order a request passes them; each stands where it does for a reason.
 pub fn router(state: ApiState) -> Router {
     Router::new()
+        .merge(app::routes())
         .merge(openai::routes())
         .merge(tei::routes())
         .merge(health::routes())

@@ -122,11 +122,12 @@ impl Record {
         let elapsed_us = elapsed.as_micros() as u64;
         let _in_span = self.span.enter();
         match served {
-            Some(Served { model, usage, phases }) => tracing::info!(
+            Some(Served { model, usage, phases, cache, .. }) => tracing::info!(
                 status,
                 outcome,
                 model = &**model,
                 tokens = usage.num_tokens,
+                cache,
                 tokenize_us = phases.tokenize.as_micros() as u64,
                 queue_us = phases.queue.as_micros() as u64,
                 inference_us = phases.inference.as_micros() as u64,

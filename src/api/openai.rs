@@ -14,8 +14,8 @@ use super::inputs::Inputs;
 use super::phases::{Served, attach};
 use super::status::{Fault, Kind};
 use super::{ApiState, body, write};
+use crate::inference::Computed;
 use crate::model::ModelInfo;
-use crate::output::Output;
 use crate::request::{EmbedParams, Request as Embed};
 use crate::{Error, Result};
 
@@ -89,7 +89,7 @@ enum EmbeddingValue {
 #[derive(ToSchema)]
 #[allow(dead_code)]
 struct EmbeddingsUsage {
-    /// Tokens computed, special tokens included.
+    /// Tokens of all inputs, special tokens included, whether they were computed or found in the cache.
     prompt_tokens: usize,
     total_tokens: usize,
 }
@@ -105,24 +105,24 @@ struct EmbeddingsUsage {
     responses((status = 200, body = Embeddings, description = "One embedding an input, in their order"), Refusals),
 )]
 pub async fn embeddings(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
-    let Call { body, deadline, .. } = body::read::<EmbeddingsBody>(&state, request).await?;
+    let Call { body, deadline, cache_use, .. } = body::read::<EmbeddingsBody>(&state, request).await?;
     let params = EmbedParams { dimensions: body.dimensions, ..EmbedParams::default() };
     let inputs = body.input.checked("input", state.settings.max_client_batch_size)?;
-    let output = state.engine.embed(Embed { model: body.model, inputs, params, deadline }).await?;
-    let info = state.engine.model(Some(&output.model)).ok();
-    let served = Served::of(&output);
+    let request = Embed { model: body.model, inputs, params, deadline };
+    let computed = state.keeper.embed(request, cache_use, "openai").await?;
+    let served = Served::of(&computed);
     let format = body.encoding_format.unwrap_or_default();
-    let num_floats = output.rows.iter().map(Vec::len).sum();
-    let mut response = write::offload(num_floats, move || write_embeddings(&output, format, num_floats)).await?;
-    attach(&mut response, served, info.as_deref());
+    let num_floats = computed.rows.iter().map(|row| row.len()).sum();
+    let mut response = write::offload(num_floats, move || write_embeddings(&computed, format, num_floats)).await?;
+    attach(&mut response, served);
     Ok(response)
 }
 
 /// The answer's JSON. Errors: `Internal` for a row with a value that is no number.
-fn write_embeddings(output: &Output, format: EncodingFormat, num_floats: usize) -> Result<Vec<u8>> {
-    let mut out = write::buffer(num_floats + 8 * output.rows.len());
+fn write_embeddings(computed: &Computed, format: EncodingFormat, num_floats: usize) -> Result<Vec<u8>> {
+    let mut out = write::buffer(num_floats + 8 * computed.rows.len());
     out.extend_from_slice(br#"{"object":"list","data":["#);
-    for (index, row) in output.rows.iter().enumerate() {
+    for (index, row) in computed.rows.iter().enumerate() {
         if index > 0 {
             out.push(b',');
         }
@@ -134,8 +134,8 @@ fn write_embeddings(output: &Output, format: EncodingFormat, num_floats: usize) 
         out.extend_from_slice(format!(r#","index":{index}}}"#).as_bytes());
     }
     out.extend_from_slice(br#"],"model":"#);
-    write::push_str(&mut out, &output.model);
-    let tokens = output.usage.num_tokens;
+    write::push_str(&mut out, &computed.info.name);
+    let tokens = computed.usage.num_tokens;
     out.extend_from_slice(format!(r#","usage":{{"prompt_tokens":{tokens},"total_tokens":{tokens}}}}}"#).as_bytes());
     Ok(out)
 }

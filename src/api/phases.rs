@@ -5,8 +5,8 @@ use std::time::Duration;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::Response;
 
-use crate::model::ModelInfo;
-use crate::output::{Output, Phases, Usage};
+use crate::inference::Computed;
+use crate::output::{Phases, Usage};
 use crate::request::ModelName;
 
 /// Rides in a response's extensions to the access log.
@@ -15,25 +15,36 @@ pub struct Served {
     pub model: ModelName,
     pub usage: Usage,
     pub phases: Phases,
+    /// "gpu" or "cpu".
+    compute_type: &'static str,
+    /// "hit", "miss" or "partial"; `None` where the cache was not asked.
+    pub cache: Option<&'static str>,
 }
 
 impl Served {
-    pub fn of(output: &Output) -> Self {
-        Self { model: output.model.clone(), usage: output.usage, phases: output.phases }
+    /// What there is to tell of these results.
+    pub fn of(computed: &Computed) -> Self {
+        let Computed { info, rows, usage, phases, num_cached } = computed;
+        let compute_type = if info.device.starts_with("cuda") { "gpu" } else { "cpu" };
+        let cache = num_cached.map(|num_cached| match num_cached {
+            0 => "miss",
+            _ if num_cached == rows.len() => "hit",
+            _ => "partial",
+        });
+        Self { model: info.name.clone(), usage: *usage, phases: *phases, compute_type, cache }
     }
 }
 
 /// Puts the headers on a response and leaves `served` for the log.
 ///
 /// Units: `x-…-time` are whole milliseconds, as TEI's clients parse them; `server-timing` has the fractions.
-pub fn attach(response: &mut Response, served: Served, info: Option<&ModelInfo>) {
+pub fn attach(response: &mut Response, served: Served) {
     let Phases { tokenize, queue, inference, total } = served.phases;
     let headers = response.headers_mut();
-    let compute_type = match info.map(|i| i.device.as_str()) {
-        Some(device) if device.starts_with("cuda") => "gpu",
-        _ => "cpu",
-    };
-    headers.insert("x-compute-type", HeaderValue::from_static(compute_type));
+    headers.insert("x-compute-type", HeaderValue::from_static(served.compute_type));
+    if let Some(cache) = served.cache {
+        headers.insert("x-cache", HeaderValue::from_static(cache));
+    }
     number(headers, "x-compute-characters", served.usage.num_chars as u64);
     number(headers, "x-compute-tokens", served.usage.num_tokens as u64);
     number(headers, "x-compute-time", total.as_millis() as u64);

@@ -1,5 +1,7 @@
 //! From what went wrong to what a client sees: the one table, and the two layers that apply it.
 
+mod samples;
+
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
@@ -9,7 +11,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 
-use super::{ApiState, openai, tei};
+use super::{ApiState, app, openai, tei};
 use crate::Error;
 
 /// Everything a handler or a layer answers instead of a result.
@@ -65,6 +67,10 @@ pub enum Kind {
     Loading,
     Draining,
     Unhealthy,
+    NotFound,
+    Conflict,
+    StoreUnavailable,
+    JournalFull,
     Deadline,
     Failed,
     OutOfMemory,
@@ -90,6 +96,10 @@ impl Kind {
             Self::Loading => "loading",
             Self::Draining => "draining",
             Self::Unhealthy => "unhealthy",
+            Self::NotFound => "not_found",
+            Self::Conflict => "conflict",
+            Self::StoreUnavailable => "store_unavailable",
+            Self::JournalFull => "journal_full",
             Self::Deadline => "deadline",
             Self::Failed => "failed",
             Self::OutOfMemory => "out_of_memory",
@@ -127,6 +137,10 @@ impl Fault {
                 Error::Loading { .. } => both(Kind::Loading, S::SERVICE_UNAVAILABLE),
                 Error::Draining => both(Kind::Draining, S::SERVICE_UNAVAILABLE),
                 Error::Unhealthy { .. } => both(Kind::Unhealthy, S::SERVICE_UNAVAILABLE),
+                Error::NotFound { .. } => both(Kind::NotFound, S::NOT_FOUND),
+                Error::Conflict { .. } => both(Kind::Conflict, S::CONFLICT),
+                Error::StoreUnavailable { .. } => both(Kind::StoreUnavailable, S::SERVICE_UNAVAILABLE),
+                Error::JournalFull { .. } => both(Kind::JournalFull, S::SERVICE_UNAVAILABLE),
                 Error::Deadline { .. } => both(Kind::Deadline, S::GATEWAY_TIMEOUT),
                 Error::Forward { .. } => apart(Kind::Failed, S::INTERNAL_SERVER_ERROR, S::FAILED_DEPENDENCY),
                 // Nothing is wrong with the request, and nothing broken for good: the memory may be another process's
@@ -161,6 +175,10 @@ impl Fault {
         match self {
             Self::Error(Error::Forward { model, .. }) => format!("model `{model}` failed on this batch"),
             Self::Error(Error::Unhealthy { model, .. }) => format!("model `{model}` is not healthy"),
+            Self::Error(Error::StoreUnavailable { .. }) => "the store is not available".to_string(),
+            Self::Error(Error::JournalFull { .. }) => {
+                "results cannot be kept now; requests with `store: false` are answered".to_string()
+            }
             Self::Error(Error::OutOfMemory { .. }) => "the device has no memory for this input now".to_string(),
             Self::Error(Error::DeviceLost { .. }) => "the device failed while it computed this request".to_string(),
             Self::Error(error) if self.class().kind != Kind::Internal => error.to_string(),
@@ -189,6 +207,7 @@ impl Fault {
                 Error::Malformed { field, .. }
                 | Error::Empty { field }
                 | Error::Invalid { field, .. }
+                | Error::Conflict { field, .. }
                 | Error::TooLarge { field, .. },
             ) => Some(field),
             Self::Error(Error::UnknownModel { .. }) => Some("model"),
@@ -205,6 +224,8 @@ impl Fault {
             Self::Error(
                 Error::Loading { .. } | Error::Draining | Error::Unhealthy { .. } | Error::OutOfMemory { .. },
             ) => Some(1),
+            // Looked at again by then: elections take seconds, and so do requests under way.
+            Self::Error(Error::StoreUnavailable { .. } | Error::JournalFull { .. } | Error::Conflict { .. }) => Some(2),
             _ => None,
         }
     }
@@ -213,48 +234,15 @@ impl Fault {
     fn cause(&self) -> Option<String> {
         match self {
             Self::Panic { cause } => Some(cause.clone()),
-            Self::Error(error @ Error::Unhealthy { .. }) => Some(error.to_string()),
+            Self::Error(
+                error @ (Error::Unhealthy { .. } | Error::StoreUnavailable { .. } | Error::JournalFull { .. }),
+            ) => Some(error.to_string()),
             Self::Error(error) => match self.class().kind {
                 Kind::Internal | Kind::Failed | Kind::OutOfMemory | Kind::DeviceLost => Some(error.to_string()),
                 _ => None,
             },
             _ => None,
         }
-    }
-
-    /// One fault of each form, for the document and the tests of the table.
-    pub fn samples() -> Vec<Self> {
-        let model = || "all-MiniLM-L6-v2".to_string();
-        vec![
-            Error::Malformed { field: "input[1]".into(), reason: "expected a text or a list of token ids".into() }
-                .into(),
-            Error::Empty { field: "input".into() }.into(),
-            Error::UnknownModel { model: "gpt-9".into(), served: model() }.into(),
-            Error::TooLarge { field: "input[0]".into(), got: 700, limit: 256, unit: "tokens" }.into(),
-            Error::Invalid { field: "dimensions".into(), reason: "expected 1 to 384, got 1024".into() }.into(),
-            Error::QueueFull { model: model(), limit: 4096, retry_after: Duration::from_secs(2) }.into(),
-            Error::Overloaded {
-                model: model(),
-                expected: Duration::from_secs(31),
-                timeout: Duration::from_secs(30),
-                retry_after: Duration::from_secs(31),
-            }
-            .into(),
-            Error::Loading { model: model() }.into(),
-            Error::Draining.into(),
-            Error::Unhealthy { model: model(), reason: "the heartbeat failed".into() }.into(),
-            Error::Deadline { timeout: Duration::from_secs(30) }.into(),
-            Error::Forward { model: model(), cause: "a bug".into() }.into(),
-            Error::OutOfMemory { cause: "a bug".into() }.into(),
-            Error::DeviceLost { cause: "a bug".into() }.into(),
-            Error::Internal { cause: "a bug".into() }.into(),
-            Self::NoRoute { path: "/v1/embedding".into() },
-            Self::MethodNotAllowed { method: "GET".into(), path: "/v1/embeddings".into() },
-            Self::MediaType { got: "text/plain".into() },
-            Self::ContentEncoding { got: "gzip".into() },
-            Self::SlowBody { timeout: Duration::from_secs(30) },
-            Self::Panic { cause: "a bug".into() },
-        ]
     }
 }
 
@@ -271,6 +259,7 @@ impl IntoResponse for Fault {
 /// The form of a protocol's errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Envelope {
+    Application,
     OpenAi,
     Tei,
 }
@@ -278,19 +267,36 @@ pub enum Envelope {
 impl Envelope {
     /// The protocol a path belongs to, whether it is a route or not.
     pub fn of_path(path: &str) -> Self {
-        if path == "/v1" || path.starts_with("/v1/") { Self::OpenAi } else { Self::Tei }
+        let is_under =
+            |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        if is_under("/v1") {
+            Self::OpenAi
+        } else if is_under("/api") {
+            Self::Application
+        } else {
+            Self::Tei
+        }
     }
 
     pub fn status(self, class: Class) -> StatusCode {
         match self {
-            Self::OpenAi => class.status,
+            Self::Application | Self::OpenAi => class.status,
             Self::Tei => class.tei_status,
+        }
+    }
+
+    /// The type of the body.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Application => "application/problem+json",
+            Self::OpenAi | Self::Tei => "application/json",
         }
     }
 
     /// The body, as JSON.
     pub fn body(self, fault: &Fault) -> serde_json::Value {
         match self {
+            Self::Application => app::error_body(fault),
             Self::OpenAi => openai::error_body(fault),
             Self::Tei => tei::error_body(fault),
         }
@@ -322,7 +328,7 @@ pub async fn render(State(state): State<ApiState>, request: Request, next: Next)
     let (mut parts, _) = response.into_parts();
     parts.status = envelope.status(class);
     parts.headers.remove(header::CONTENT_LENGTH);
-    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(envelope.content_type()));
     if let Some(seconds) = retry_after {
         parts.headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }

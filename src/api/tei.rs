@@ -103,7 +103,7 @@ pub async fn embed(State(state): State<ApiState>, request: Request) -> Result<Re
 }
 
 async fn embed_call(state: &ApiState, call: Call<EmbedBody>) -> Result<Response, Fault> {
-    let Call { body, deadline, .. } = call;
+    let Call { body, deadline, cache_use, .. } = call;
     let params = EmbedParams {
         normalize: Some(body.normalize.unwrap_or(true)),
         dimensions: body.dimensions,
@@ -111,18 +111,18 @@ async fn embed_call(state: &ApiState, call: Call<EmbedBody>) -> Result<Response,
         prompt_name: body.prompt_name,
     };
     let inputs = body.inputs.checked("inputs", state.settings.max_client_batch_size)?;
-    let output = state.engine.embed(Embed { model: None, inputs, params, deadline }).await.map_err(rename)?;
-    let info = state.engine.model(Some(&output.model)).ok();
-    let served = Served::of(&output);
-    let num_floats = output.rows.iter().map(Vec::len).sum();
-    let rows = output.rows;
+    let request = Embed { model: None, inputs, params, deadline };
+    let computed = state.keeper.embed(request, cache_use, "tei").await.map_err(rename)?;
+    let served = Served::of(&computed);
+    let rows = computed.rows;
+    let num_floats = rows.iter().map(|row| row.len()).sum();
     let write = move || {
         let mut out = write::buffer(num_floats);
         write::push_rows(&mut out, &rows)?;
         Ok(out)
     };
     let mut response = write::offload(num_floats, write).await?;
-    attach(&mut response, served, info.as_deref());
+    attach(&mut response, served);
     Ok(response)
 }
 
@@ -161,7 +161,7 @@ pub async fn similarity(State(state): State<ApiState>, request: Request) -> Resu
 }
 
 async fn similarity_call(state: &ApiState, call: Call<SimilarityBody>) -> Result<Response, Fault> {
-    let Call { body: SimilarityBody { inputs, parameters }, deadline, .. } = call;
+    let Call { body: SimilarityBody { inputs, parameters }, deadline, cache_use, .. } = call;
     let parameters = parameters.unwrap_or_default();
     // One place of the limit is the source sentence's.
     let limit = state.settings.max_client_batch_size.saturating_sub(1).max(1);
@@ -174,10 +174,9 @@ async fn similarity_call(state: &ApiState, call: Call<SimilarityBody>) -> Result
     };
     let texts = std::iter::once(inputs.source_sentence).chain(inputs.sentences).map(Input::Text).collect();
     let request = Embed { model: None, inputs: texts, params, deadline };
-    let output = state.engine.embed(request).await.map_err(rename_similarity)?;
-    let info = state.engine.model(Some(&output.model)).ok();
-    let served = Served::of(&output);
-    let cosines = match output.rows.split_first() {
+    let computed = state.keeper.embed(request, cache_use, "tei").await.map_err(rename_similarity)?;
+    let served = Served::of(&computed);
+    let cosines = match computed.rows.split_first() {
         // The rows are of length 1, so the product is the cosine.
         Some((source, others)) => others.iter().map(|row| dot(source, row)).collect::<Vec<f32>>(),
         None => return Err(Error::Internal { cause: "no rows came back".to_string() }.into()),
@@ -185,7 +184,7 @@ async fn similarity_call(state: &ApiState, call: Call<SimilarityBody>) -> Result
     let mut out = write::buffer(cosines.len());
     write::push_floats(&mut out, &cosines)?;
     let mut response = write::json(out);
-    attach(&mut response, served, info.as_deref());
+    attach(&mut response, served);
     Ok(response)
 }
 
@@ -269,15 +268,16 @@ impl<'de> Deserialize<'de> for MainTaskInputs {
     responses((status = 200, description = "As `/embed` or `/similarity` answer", body = serde_json::Value), Refusals),
 )]
 pub async fn main_task(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
-    let Call { body, deadline, timeout } = body::read::<MainTaskBody>(&state, request).await?;
+    let Call { body, deadline, timeout, cache_use } = body::read::<MainTaskBody>(&state, request).await?;
     let MainTaskBody { inputs, normalize, truncate, truncation_direction, prompt_name, dimensions, parameters } = body;
     match inputs {
         MainTaskInputs::Embed(inputs) => {
             let body = EmbedBody { inputs, normalize, truncate, truncation_direction, prompt_name, dimensions };
-            embed_call(&state, Call { body, deadline, timeout }).await
+            embed_call(&state, Call { body, deadline, timeout, cache_use }).await
         }
         MainTaskInputs::Similarity(inputs) => {
-            similarity_call(&state, Call { body: SimilarityBody { inputs, parameters }, deadline, timeout }).await
+            let body = SimilarityBody { inputs, parameters };
+            similarity_call(&state, Call { body, deadline, timeout, cache_use }).await
         }
     }
 }
@@ -354,9 +354,15 @@ pub fn error_body(fault: &Fault) -> serde_json::Value {
         Kind::Empty => "Empty",
         Kind::Malformed | Kind::TooLarge | Kind::Invalid | Kind::UnsupportedMediaType => "Validation",
         Kind::QueueFull | Kind::Overloaded => "Overloaded",
-        Kind::Loading | Kind::Draining | Kind::Unhealthy | Kind::OutOfMemory => "Unhealthy",
+        Kind::Loading
+        | Kind::Draining
+        | Kind::Unhealthy
+        | Kind::OutOfMemory
+        | Kind::StoreUnavailable
+        | Kind::JournalFull => "Unhealthy",
         Kind::Failed | Kind::DeviceLost => "Backend",
-        Kind::ModelNotFound | Kind::RouteNotFound => "NotFound",
+        Kind::ModelNotFound | Kind::RouteNotFound | Kind::NotFound => "NotFound",
+        Kind::Conflict => "Conflict",
         Kind::MethodNotAllowed => "MethodNotAllowed",
         Kind::RequestTimeout | Kind::Deadline => "Timeout",
         Kind::Internal => "Internal",

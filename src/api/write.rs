@@ -3,6 +3,8 @@
 //! serde_json would do it through a call per value and a growing `Vec`; a response of 64 embeddings is
 //! 24,576 floats, so this is where the CPU time of a handler goes.
 
+use std::ops::Deref;
+
 use axum::body::Body;
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
@@ -66,7 +68,7 @@ pub fn push_floats(out: &mut Vec<u8>, values: &[f32]) -> Result<()> {
 }
 
 /// Appends `[[..],[..]]`, one list a row. Errors: those of [`push_floats`].
-pub fn push_rows(out: &mut Vec<u8>, rows: &[Vec<f32>]) -> Result<()> {
+pub fn push_rows(out: &mut Vec<u8>, rows: &[impl Deref<Target = [f32]>]) -> Result<()> {
     out.push(b'[');
     for (i, row) in rows.iter().enumerate() {
         if i > 0 {

@@ -7,9 +7,11 @@
 
 mod connections;
 mod gpus;
+mod inferences;
 pub mod logs;
 mod models;
 mod reload;
+mod store;
 
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -22,6 +24,8 @@ use tokio::net::TcpListener;
 use crate::api::{self, ApiSettings, ApiState, BuildInfo};
 use crate::config::words::LogFormat;
 use crate::config::{Loaded, Settings, Sources};
+use crate::inference::keep::Keeper;
+use crate::inference::{self, Inferences};
 use crate::metrics::{BUILD, Metrics, UPKEEP_INTERVAL};
 use crate::ops::monitor;
 use crate::serve::{self, Engine, Health};
@@ -92,13 +96,17 @@ pub async fn run_models(
     };
     let engine = Arc::new(Engine::with_settings(default_model, engine_settings));
     serve::metrics::describe();
+    crate::store::describe_metrics();
+    inference::describe_metrics();
     api::describe_metrics();
     monitor::describe();
+    let inferences = Arc::new(inferences::build(&engine, &settings.cache)?);
+    let kept = store::build(&inferences, &settings).await?;
 
     let address = reachable(&listener)?;
     // True until every model is added; the API's probes read it.
     let starting = Arc::new(AtomicBool::new(true));
-    let state = api_state(&engine, &settings, &metrics, &starting);
+    let state = api_state(&engine, &kept.keeper, &settings, &metrics, &starting);
     let connections = Connections::serve(listener, api::router(state));
     let reloader = Reloader {
         sources,
@@ -110,7 +118,7 @@ pub async fn run_models(
         },
     };
     let background = [
-        tokio::spawn(upkeep(metrics)),
+        tokio::spawn(upkeep(metrics, inferences)),
         tokio::spawn(reloader.run()),
         tokio::spawn(gpus::watch(engine.clone(), starting.clone())),
     ];
@@ -130,12 +138,12 @@ pub async fn run_models(
     let served = tokio::select! {
         failed = serve => failed,
         () = shutdown => {
-            drain(&engine, connections, settings.api.drain_timeout).await;
+            drain(&engine, connections, &kept.keeper, settings.api.drain_timeout).await;
             // One that hangs has used up the drain's time, and whoever ends the process must not wait for it either.
             engine.loss().map_or(Ok(()), Err)
         }
         lost = engine.lost() => {
-            drain(&engine, connections, settings.api.drain_timeout.min(LOST_DRAIN)).await;
+            drain(&engine, connections, &kept.keeper, settings.api.drain_timeout.min(LOST_DRAIN)).await;
             Err(lost)
         }
     };
@@ -143,7 +151,13 @@ pub async fn run_models(
     served
 }
 
-fn api_state(engine: &Arc<Engine>, settings: &Settings, metrics: &Metrics, starting: &Arc<AtomicBool>) -> ApiState {
+fn api_state(
+    engine: &Arc<Engine>,
+    keeper: &Arc<Keeper>,
+    settings: &Settings,
+    metrics: &Metrics,
+    starting: &Arc<AtomicBool>,
+) -> ApiState {
     let api = &settings.api;
     let api_settings = ApiSettings {
         max_body_bytes: api.max_body_bytes.0,
@@ -155,6 +169,7 @@ fn api_state(engine: &Arc<Engine>, settings: &Settings, metrics: &Metrics, start
     let metrics = metrics.clone();
     ApiState {
         engine: engine.clone(),
+        keeper: keeper.clone(),
         settings: Arc::new(api_settings),
         metrics: Arc::new(move || metrics.render()),
         build: BuildInfo { version: BUILD.version.to_string(), commit: Some(BUILD.commit.to_string()) },
@@ -162,11 +177,14 @@ fn api_state(engine: &Arc<Engine>, settings: &Settings, metrics: &Metrics, start
     }
 }
 
-async fn upkeep(metrics: Metrics) {
+async fn upkeep(metrics: Metrics, inferences: Arc<Inferences>) {
     let mut interval = tokio::time::interval(UPKEEP_INTERVAL);
     loop {
         interval.tick().await;
         metrics.upkeep();
+        let inferences = inferences.clone();
+        // A panic in there is logged by the runtime's hook, and the next turn comes.
+        let _ = tokio::task::spawn_blocking(move || inferences.upkeep()).await;
     }
 }
 
@@ -204,13 +222,14 @@ fn announce(settings: &Settings, address: SocketAddr, engine: &Engine, took: Dur
 }
 
 /// Refuses new work, finishes what was accepted, closes the connections.
-async fn drain(engine: &Engine, connections: Connections, limit: Duration) {
+async fn drain(engine: &Engine, connections: Connections, keeper: &Keeper, limit: Duration) {
     let start = Instant::now();
     tracing::info!(?limit, "draining: new work is refused with 503");
     let num_lost = engine.drain(limit).await;
     let left = |reserve: Duration| limit.saturating_sub(start.elapsed()).max(reserve);
     tokio::time::sleep(FAREWELL.min(left(Duration::ZERO))).await;
     let all_closed = connections.close(left(LAST_WRITES)).await;
+    store::drain(keeper, left(LAST_WRITES)).await;
     let seconds = start.elapsed().as_secs_f64();
     if num_lost == 0 && all_closed {
         tracing::info!(seconds, "drained: everything accepted was answered");

@@ -21,7 +21,7 @@ use crate::ops::device::DeviceSpec;
 use crate::serve::policy::BatchLimits;
 pub use read::{Loaded, Origin, Sources};
 use values::ByteSize;
-use words::{ApiVersion, CacheUrl, DatabaseUrl, HttpUrl, LogFilter, LogFormat};
+use words::{ApiVersion, CacheUrl, DatabaseUrl, HttpUrl, LogFilter, LogFormat, RecordScope, StoreInput};
 
 /// Every setting, checked. `docs/config.md` describes each one.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,6 +53,11 @@ pub struct Database {
     pub path: PathBuf,
     pub pool_size: usize,
     pub replica_set: Option<String>,
+    pub record: RecordScope,
+    pub store_input: StoreInput,
+    /// Zero: kept for good.
+    pub retention: Duration,
+    pub journal_max_bytes: ByteSize,
 }
 
 /// `[cache]`: where results already computed are kept.
@@ -60,6 +65,9 @@ pub struct Database {
 pub struct Cache {
     pub url: CacheUrl,
     pub ttl: Duration,
+    pub max_bytes: ByteSize,
+    /// What Redis may take before it counts as a miss.
+    pub timeout: Duration,
 }
 
 /// `[ai]`: what is served, on what, in what batches.
@@ -130,8 +138,19 @@ impl Default for Settings {
                 path: PathBuf::from("data"),
                 pool_size: 16,
                 replica_set: None,
+                record: RecordScope::Application,
+                store_input: StoreInput::Full,
+                retention: Duration::ZERO,
+                // Some 500,000 embeddings of 384 values: an hour or so of MongoDB being away.
+                journal_max_bytes: ByteSize(1 << 30),
             },
-            cache: Cache { url: CacheUrl::Memory, ttl: Duration::from_secs(3600) },
+            cache: Cache {
+                url: CacheUrl::Memory,
+                ttl: Duration::from_secs(3600),
+                max_bytes: ByteSize(256 << 20),
+                // A healthy Redis answers in well under a millisecond; computing again takes a few.
+                timeout: Duration::from_millis(20),
+            },
             ai: Ai {
                 models: Vec::new(),
                 models_dir: None,

@@ -3,8 +3,9 @@
 use super::values::{Field, Raw, TextValue, quote, set_text, text_field};
 use crate::Error;
 use crate::ops::device::DeviceSpec;
+use crate::store::redis::address::Address;
 
-text_field!(ApiVersion, DatabaseUrl, CacheUrl, DeviceSpec, LogFormat, LogFilter);
+text_field!(ApiVersion, DatabaseUrl, CacheUrl, RecordScope, StoreInput, DeviceSpec, LogFormat, LogFilter);
 
 /// The version of the application API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,26 +93,80 @@ impl TextValue for DatabaseUrl {
 #[derive(Clone, PartialEq, Eq)]
 pub enum CacheUrl {
     Memory,
-    /// An address, which may carry a password.
-    Redis(String),
+    /// Where Redis is, which may carry passwords.
+    Redis(Address),
 }
 
 impl TextValue for CacheUrl {
-    const FORM: &'static str = "`memory`, or redis:// or rediss:// and a host";
+    const FORM: &'static str =
+        "`memory`, or redis://, redis+sentinel:// or redis+cluster:// (rediss… with TLS) and a host or several";
     fn parse(text: &str) -> Result<Self, String> {
         if text == "memory" {
             return Ok(Self::Memory);
         }
-        let redis = text.starts_with("redis://") || text.starts_with("rediss://");
-        match url::Url::parse(text) {
-            Ok(url) if redis && url.has_host() => Ok(Self::Redis(text.to_string())),
-            _ => Err(format!("expected {}, got {:?}", Self::FORM, mask(text))),
-        }
+        // A text of no known scheme may as well be a misspelt `memory`.
+        text.parse().map(Self::Redis).map_err(|why: String| why.replace(Address::FORM, Self::FORM))
     }
     fn text(&self) -> String {
         match self {
             Self::Memory => "memory".to_string(),
-            Self::Redis(url) => mask(url),
+            Self::Redis(address) => address.to_string(),
+        }
+    }
+}
+
+/// Whose requests are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordScope {
+    /// Those of the application API that do not say `store: false`.
+    Application,
+    /// Those, and all of the compatible protocols.
+    All,
+    None,
+}
+
+impl TextValue for RecordScope {
+    const FORM: &'static str = "application, all or none";
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "application" => Ok(Self::Application),
+            "all" => Ok(Self::All),
+            "none" => Ok(Self::None),
+            _ => Err(format!("expected {}, got {text:?}", Self::FORM)),
+        }
+    }
+    fn text(&self) -> String {
+        match self {
+            Self::Application => "application".to_string(),
+            Self::All => "all".to_string(),
+            Self::None => "none".to_string(),
+        }
+    }
+}
+
+/// What is kept of an input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreInput {
+    Full,
+    Hash,
+    None,
+}
+
+impl TextValue for StoreInput {
+    const FORM: &'static str = "full, hash or none";
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "full" => Ok(Self::Full),
+            "hash" => Ok(Self::Hash),
+            "none" => Ok(Self::None),
+            _ => Err(format!("expected {}, got {text:?}", Self::FORM)),
+        }
+    }
+    fn text(&self) -> String {
+        match self {
+            Self::Full => "full".to_string(),
+            Self::Hash => "hash".to_string(),
+            Self::None => "none".to_string(),
         }
     }
 }

@@ -10,6 +10,7 @@ use candle_core::Device;
 use super::config::{Architecture, EncoderConfig, read_json_if_there};
 use super::embed::EmbedBackend;
 use super::encode::Encoder;
+use super::fingerprint::{Facts, fingerprint};
 use super::manifest::{Dtype, ModelSpec};
 use super::names::{self, Names};
 use super::pack::Pooling;
@@ -98,13 +99,16 @@ fn load_on(spec: &ModelSpec, devices: &[Device], placement: &Placement) -> Resul
         // The same on all of them: it depends on the spec and on the kind of device.
         dtype = its_dtype;
     }
+    let device_names = device::names(devices);
+    let facts = Facts { architecture: &architecture, dtype, device: &device_names, pooling, max_seq_len };
     let info = ModelInfo {
         name: spec.name.clone(),
         version: spec.version.clone(),
+        fingerprint: fingerprint(spec, &tokenizer_file, &facts)?,
         task: spec.task.clone(),
         architecture,
         dtype: dtype.to_string(),
-        device: device::names(devices),
+        device: device_names,
         hidden_size: config.hidden_size,
         vocab_size: config.vocab_size,
         max_seq_len,

@@ -61,6 +61,8 @@ pub struct ModelSpec {
     /// One GGUF file, or one or several safetensors files; empty means "look in `dir`".
     pub weights: Vec<PathBuf>,
     pub tokenizer: Option<PathBuf>,
+    /// The manifest's sha256 of files in `dir`, by name; they were verified.
+    pub checksums: BTreeMap<String, String>,
     pub pooling: Option<Pooling>,
     pub normalize: Option<bool>,
     pub max_seq_len: Option<usize>,
@@ -82,6 +84,7 @@ impl ModelSpec {
             architecture: None,
             weights: Vec::new(),
             tokenizer: None,
+            checksums: BTreeMap::new(),
             pooling: None,
             normalize: None,
             max_seq_len: None,
@@ -220,6 +223,7 @@ impl Manifest {
             architecture: self.architecture.clone(),
             weights: entry.weights.iter().map(|f| dir.join(f)).collect(),
             tokenizer: entry.tokenizer.map(|f| dir.join(f)),
+            checksums: entry.files,
             pooling: self.pooling,
             normalize: self.normalize,
             max_seq_len: self.max_seq_len,

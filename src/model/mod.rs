@@ -9,6 +9,7 @@ mod device_embed;
 mod embed;
 pub mod encode;
 mod encoder_weights;
+mod fingerprint;
 pub mod hub;
 pub mod install;
 pub mod load;
@@ -127,6 +128,8 @@ impl Rows {
 pub struct ModelInfo {
     pub name: ModelName,
     pub version: String,
+    /// Of all that decides results: files, dtype, kind of device. Results may be shared where it is equal.
+    pub fingerprint: String,
     /// "embed" for now; the manifest's `task`.
     pub task: String,
     /// "bert", "xlm-roberta", ...: the manifest's or `config.json`'s `model_type`.

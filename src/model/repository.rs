@@ -258,7 +258,7 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-fn read_dir(dir: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn read_dir(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(dir).and_then(|entries| entries.map(|e| Ok(e?.path())).collect());
     entries.map_err(|e: std::io::Error| model_file(dir, e.to_string()))
 }

@@ -194,6 +194,11 @@ impl Engine {
         self.models.load().iter().map(|m| m.health(now)).collect()
     }
 
+    /// Whether [`Engine::drain`] has been called: no new work is taken.
+    pub fn is_draining(&self) -> bool {
+        self.gate.is_draining()
+    }
+
     /// Refuses new work with `Draining`, empties the queues until `deadline`, answers what is left with
     /// `Draining`. Returns the number of entries that were not computed.
     pub async fn drain(&self, deadline: Duration) -> usize {

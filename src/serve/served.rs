@@ -14,7 +14,7 @@ use super::loss;
 use super::metrics::{ModelMetrics, Outcome};
 use super::policy::BatchLimits;
 use super::queue::{Accepted, Gate, Places, Push, Room};
-use super::ticket::{Client, Ticket};
+use super::ticket::{Answer, Client, Ticket};
 use crate::model::encode::{Encoder, Encoding};
 use crate::model::pack::RowSpec;
 use crate::model::{LoadedModel, ModelInfo};
@@ -121,7 +121,8 @@ impl Served {
             inference: answer.inference,
             total: start.elapsed(),
         };
-        Ok(Output { model: self.info.name.clone(), rows: answer.rows, usage: answer.usage, phases })
+        let Answer { rows, num_tokens, usage, .. } = answer;
+        Ok(Output { model: self.info.name.clone(), rows, num_tokens, usage, phases })
     }
 
     /// What becomes of a request's encodings: all its entries go to the devices at once, from whichever thread
@@ -146,7 +147,8 @@ impl Served {
                 num_tokens: sum.num_tokens + e.input_ids.len(),
                 num_chars: sum.num_chars + e.num_chars,
             });
-            client.encoded(usage, took);
+            let num_tokens = encodings.iter().map(|e| e.input_ids.len() as u32).collect();
+            client.encoded(num_tokens, usage, took);
             let ticket = |(input_idx, encoding)| {
                 let client = client.clone();
                 Ticket { encoding, row, input_idx, pushed, was_handed_over: false, client }

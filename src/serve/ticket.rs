@@ -39,6 +39,8 @@ impl Ticket {
 pub struct Answer {
     /// In the order of the inputs.
     pub rows: Vec<Vec<f32>>,
+    /// Tokens of each input.
+    pub num_tokens: Vec<u32>,
     pub usage: Usage,
     pub tokenize: Duration,
     /// Mean over the inputs, push to launch.
@@ -68,6 +70,7 @@ struct State {
     /// The device each input was last sent to. Empty where there is no choice, and before it was made.
     devices: Vec<usize>,
     num_left: usize,
+    num_tokens: Vec<u32>,
     usage: Usage,
     tokenize: Duration,
     queue_sum: Duration,
@@ -98,6 +101,7 @@ impl Client {
             rows: vec![Vec::new(); num_inputs],
             devices: Vec::new(),
             num_left: num_inputs,
+            num_tokens: Vec::new(),
             usage: Usage::default(),
             tokenize: Duration::ZERO,
             queue_sum: Duration::ZERO,
@@ -122,8 +126,9 @@ impl Client {
     }
 
     /// Notes what the encoder counted; once, before the push.
-    pub fn encoded(&self, usage: Usage, took: Duration) {
+    pub fn encoded(&self, num_tokens: Vec<u32>, usage: Usage, took: Duration) {
         let mut state = self.state.lock();
+        state.num_tokens = num_tokens;
         state.usage = usage;
         state.tokenize = took;
     }
@@ -158,6 +163,7 @@ impl Client {
             let num_inputs = state.rows.len() as u32;
             let answer = Answer {
                 rows: std::mem::take(&mut state.rows),
+                num_tokens: std::mem::take(&mut state.num_tokens),
                 usage: state.usage,
                 tokenize: state.tokenize,
                 queue: state.queue_sum / num_inputs,

@@ -168,6 +168,7 @@ pub fn model(name: &str, max_seq_len: usize) -> (LoadedModel, Arc<Controls>) {
     let info = ModelInfo {
         name: name.into(),
         version: "1".into(),
+        fingerprint: "fake".into(),
         task: "embed".into(),
         architecture: "fake".into(),
         dtype: "f32".into(),

@@ -8,8 +8,13 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
 use eremois::api::{ApiSettings, ApiState, BuildInfo};
+use eremois::inference::Inferences;
+use eremois::inference::keep::{KeepSettings, Keeper, KeptInput, Scope};
 use eremois::serve::policy::BatchLimits;
 use eremois::serve::{Engine, Health, Settings};
+use eremois::store::cache::Cache;
+use eremois::store::durable::Durable;
+use eremois::store::memory::Memory;
 use http_body_util::BodyExt;
 use serde_json::Value;
 use tower::ServiceExt;
@@ -24,6 +29,9 @@ pub const MAX_SEQ_LEN: usize = 64;
 pub struct Server {
     pub router: Router,
     pub engine: Arc<Engine>,
+    pub inferences: Arc<Inferences>,
+    /// Where results are kept, steered from a test.
+    pub store: Arc<Memory>,
     pub controls: Arc<Controls>,
     pub starting: Arc<AtomicBool>,
 }
@@ -58,8 +66,27 @@ pub fn settings() -> ApiSettings {
     ApiSettings { max_body_bytes: 64 << 10, max_client_batch_size: 32, timeout: LONG, ..ApiSettings::default() }
 }
 
-/// A server of the model `fake`, ready.
+/// A server of the model `fake`, ready, that computes everything.
 pub async fn server(settings: ApiSettings, limits: BatchLimits) -> Server {
+    server_with(settings, limits, None).await
+}
+
+/// As [`server`], with a cache and how long results stay in it.
+pub async fn server_with(
+    settings: ApiSettings,
+    limits: BatchLimits,
+    cache: Option<(Arc<dyn Cache>, Duration)>,
+) -> Server {
+    server_that_keeps(settings, limits, cache, Scope::Application).await
+}
+
+/// As [`server_with`], that keeps the results of these requests.
+pub async fn server_that_keeps(
+    settings: ApiSettings,
+    limits: BatchLimits,
+    cache: Option<(Arc<dyn Cache>, Duration)>,
+    scope: Scope,
+) -> Server {
     let times = Settings {
         heartbeat_interval: Duration::from_secs(3600),
         retry_interval: Duration::from_millis(5),
@@ -70,14 +97,19 @@ pub async fn server(settings: ApiSettings, limits: BatchLimits) -> Server {
     let (model, controls) = fake::model("fake", MAX_SEQ_LEN);
     engine.add(model, limits).unwrap();
     let starting = Arc::new(AtomicBool::new(false));
+    let inferences = Arc::new(Inferences::new(engine.clone(), cache));
+    let keep = KeepSettings { scope, input: KeptInput::Full, timeout: LONG };
+    let store = Arc::new(Memory::default());
+    let keeper = Arc::new(Keeper::new(inferences.clone(), Arc::new(Durable::local(store.clone())), keep));
     let state = ApiState {
         engine: engine.clone(),
+        keeper,
         settings: Arc::new(settings),
         metrics: Arc::new(|| "# no recorder here\n".to_string()),
         build: BuildInfo { version: "0.0.0".into(), commit: Some("abc".into()) },
         starting: starting.clone(),
     };
-    let server = Server { router: eremois::api::router(state), engine, controls, starting };
+    let server = Server { router: eremois::api::router(state), engine, inferences, store, controls, starting };
     server.wait_for(|health| *health == Health::Ready).await;
     server
 }

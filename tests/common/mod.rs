@@ -4,3 +4,5 @@
 pub mod fake;
 pub mod http;
 pub mod process;
+pub mod records;
+pub mod servers;

@@ -56,7 +56,7 @@ pub async fn tokenize(
     State(state): State<ApiState>,
     request: Request,
 ) -> Result<axum::Json<Vec<Vec<SimpleToken>>>, Fault> {
-    let Call { body, deadline, timeout } = body::read::<TokenizeBody>(&state, request).await?;
+    let Call { body, deadline, timeout, .. } = body::read::<TokenizeBody>(&state, request).await?;
     let mut texts = body.inputs.texts("inputs", state.settings.max_client_batch_size)?;
     if let Some(name) = &body.prompt_name {
         let info = state.engine.model(None)?;
@@ -87,7 +87,7 @@ pub struct DecodeBody {
     responses((status = 200, body = Vec<String>, description = "One text a list"), Refusals),
 )]
 pub async fn decode(State(state): State<ApiState>, request: Request) -> Result<axum::Json<Vec<String>>, Fault> {
-    let Call { body, deadline, timeout } = body::read::<DecodeBody>(&state, request).await?;
+    let Call { body, deadline, timeout, .. } = body::read::<DecodeBody>(&state, request).await?;
     let ids = body.ids.token_ids("ids", state.settings.max_client_batch_size)?;
     let work = state.engine.decode(None, ids, body.skip_special_tokens.unwrap_or(true));
     Ok(axum::Json(body::bounded(deadline, timeout, work).await?))

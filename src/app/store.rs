@@ -1,0 +1,90 @@
+//! The store of the settings, and what keeps results in it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::words::{DatabaseUrl, RecordScope, StoreInput};
+use crate::config::{Database, Settings};
+use crate::inference::Inferences;
+use crate::inference::keep::{KeepSettings, Keeper, KeptInput, Scope};
+use crate::store::Records;
+use crate::store::durable::{Durable, Options, State};
+use crate::store::embedded::Embedded;
+use crate::store::memory::Memory;
+use crate::store::mongo::{MongoSettings, MongoStore};
+use crate::store::open::{self, Expiry};
+use crate::{Error, Result};
+
+/// What is kept, and what keeps it tidy for as long as it is held.
+pub struct Kept {
+    pub keeper: Arc<Keeper>,
+    /// Deletes old records of the embedded store; MongoDB does so itself.
+    _expiry: Option<Expiry>,
+}
+
+/// Opens the store of these settings. MongoDB may be away: results go to the journal until it is there.
+///
+/// Blocks: opening files and migrations of the embedded store, off the async threads.
+/// Errors: [`Error::Config`] for a folder that cannot be used or a connection string that is none.
+pub async fn build(inferences: &Arc<Inferences>, settings: &Settings) -> Result<Kept> {
+    let database = &settings.database;
+    let (store, expiry) = match (&database.url, database.record) {
+        // Nothing is written, so no folder is made either.
+        (_, RecordScope::None) => (Durable::local(Arc::new(Memory::default())), None),
+        (DatabaseUrl::Embedded, _) => embedded(database).await?,
+        (DatabaseUrl::Mongo(url), _) => (mongo(database, url).await?, None),
+    };
+    let settings = KeepSettings {
+        scope: match database.record {
+            RecordScope::Application => Scope::Application,
+            RecordScope::All => Scope::All,
+            RecordScope::None => Scope::None,
+        },
+        input: match database.store_input {
+            StoreInput::Full => KeptInput::Full,
+            StoreInput::Hash => KeptInput::Hash,
+            StoreInput::None => KeptInput::None,
+        },
+        timeout: settings.api.timeout,
+    };
+    let keeper = Arc::new(Keeper::new(inferences.clone(), Arc::new(store), settings));
+    Ok(Kept { keeper, _expiry: expiry })
+}
+
+async fn embedded(database: &Database) -> Result<(Durable, Option<Expiry>)> {
+    let folder = database.path.clone();
+    let opened = tokio::task::spawn_blocking(move || Embedded::open(&folder)).await;
+    let store: Arc<dyn Records> =
+        Arc::new(opened.map_err(|e| Error::Internal { cause: format!("opening the store: {e}") })??);
+    let expiry = Expiry::start(store.clone(), database.retention);
+    tracing::info!(path = %database.path.display(), "results are kept in the embedded store");
+    Ok((Durable::local(store), expiry))
+}
+
+async fn mongo(database: &Database, url: &str) -> Result<Durable> {
+    let store = Arc::new(MongoStore::new(MongoSettings {
+        url: url.to_string(),
+        pool_size: database.pool_size,
+        replica_set: database.replica_set.clone(),
+        retention: database.retention,
+    })?);
+    match store.migrate().await {
+        Ok(migrated) => tracing::info!(?migrated, "results are kept in MongoDB"),
+        Err(error @ Error::StoreUnavailable { .. }) => {
+            tracing::warn!(%error, "MongoDB is away: results are kept in the journal until it is there");
+        }
+        Err(error) => return Err(error),
+    }
+    open::remote(store, &database.path, database.journal_max_bytes.0 as u64, Options::default()).await
+}
+
+/// Ends the store: what its journal holds is replayed as far as `limit` allows.
+pub async fn drain(keeper: &Keeper, limit: Duration) {
+    if let state @ (State::Journalling { .. } | State::Full { .. }) = keeper.store().state() {
+        tracing::info!(?state, "replaying the journal");
+    }
+    let num_left = keeper.store().drain(limit).await;
+    if num_left > 0 {
+        tracing::warn!(num_left, "entries stay in the journal: start this server again on the same disk");
+    }
+}

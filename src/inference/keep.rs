@@ -1,0 +1,343 @@
+//! Inferences that are kept: computed, written down, and only then answered.
+//!
+//! ```text
+//! Submission ─▶ key taken? ─▶ its record            (a request that was sent again)
+//!                   │ free
+//!                   ▼
+//!            Inferences::embed ─▶ record ─▶ Durable::put ─▶ answered
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::stored_form::{input_value, inputs_of, parameters_of, params_of, stored_input};
+use super::{CacheUse, Computed, Inferences};
+use crate::output::Row;
+use crate::request::Request;
+use crate::store::durable::Durable;
+use crate::store::record::{self, Facts, Failure, InferenceId, Record, Status, StoredInput, StoredOutput};
+use crate::store::record::{StoredUsage, Timings};
+use crate::store::{Inserted, Records};
+use crate::{Error, Result};
+
+/// Whose inferences are kept without their asking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    Application,
+    /// Also those of the compatible protocols.
+    All,
+    None,
+}
+
+/// What is kept of inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeptInput {
+    Full,
+    Hash,
+    None,
+}
+
+/// The settings that this file works by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeepSettings {
+    pub scope: Scope,
+    pub input: KeptInput,
+    /// The longest that a request may take: a reservation of an idempotency key that is much older has no owner left.
+    pub timeout: Duration,
+}
+
+/// What a client asked for, with what is kept of it beside the result.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    pub request: Request,
+    /// The parameters as the client sent them, an object.
+    pub parameters: serde_json::Value,
+    /// The protocol: "application", "openai", "tei".
+    pub source: &'static str,
+    pub user: Option<String>,
+    pub metadata: BTreeMap<String, String>,
+    pub idempotency_key: Option<String>,
+    pub cache_use: CacheUse,
+}
+
+/// What came of a submission that is kept.
+#[derive(Debug)]
+pub struct Kept {
+    pub record: Record,
+    /// `None` where the record is of an earlier request with the same key.
+    pub computed: Option<Computed>,
+}
+
+/// What became of a user's erasure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Erased {
+    pub num_records: u64,
+    /// Whether what was computed for them is known to be gone from the cache.
+    pub is_cache_clear: bool,
+}
+
+/// Records that are erased by one call of the store.
+const ERASED_AT_A_TIME: usize = 500;
+
+/// Computes, and keeps what it has computed.
+pub struct Keeper {
+    inferences: Arc<Inferences>,
+    store: Arc<Durable>,
+    settings: KeepSettings,
+}
+
+impl Keeper {
+    pub fn new(inferences: Arc<Inferences>, store: Arc<Durable>, settings: KeepSettings) -> Self {
+        Self { inferences, store, settings }
+    }
+
+    /// What computes without keeping.
+    pub fn inferences(&self) -> &Arc<Inferences> {
+        &self.inferences
+    }
+
+    /// Where records are, and how well they are kept.
+    pub fn store(&self) -> &Arc<Durable> {
+        &self.store
+    }
+
+    pub fn settings(&self) -> &KeepSettings {
+        &self.settings
+    }
+
+    /// Computes for a compatible protocol, and keeps the result where the settings keep everybody's.
+    ///
+    /// Errors: those of [`Inferences::embed`] and, where the result is kept, of [`Keeper::run`].
+    pub async fn embed(&self, request: Request, cache_use: CacheUse, source: &'static str) -> Result<Computed> {
+        if self.settings.scope != Scope::All {
+            return self.inferences.embed(request, cache_use).await;
+        }
+        let submission = Submission {
+            parameters: parameters_of(&request.params),
+            request,
+            source,
+            user: None,
+            metadata: BTreeMap::new(),
+            idempotency_key: None,
+            cache_use,
+        };
+        let kept = self.run(submission).await?;
+        // Only a request with a key can be answered by a record alone.
+        kept.computed.ok_or_else(|| Error::Internal { cause: "a result without its rows".to_string() })
+    }
+
+    /// Computes and keeps. When this returns without an error the record is durable; see `docs/storage.md`.
+    ///
+    /// A failure of the computation is kept too, as far as the store takes it, but never under the idempotency key: the
+    /// client may try again. What was refused before anything was done for it leaves no record.
+    /// Errors: those of [`Inferences::embed`]; `StoreUnavailable` and `JournalFull` where the result cannot be kept;
+    /// `Invalid` for a key that came with another request before, `Conflict` for one whose request is being computed.
+    pub async fn run(&self, submission: Submission) -> Result<Kept> {
+        let created = Instant::now();
+        let id = InferenceId::new();
+        let hash = submission.idempotency_key.as_ref().map(|_| request_hash(&submission));
+        if let (Some(_), Some(hash)) = (&submission.idempotency_key, &hash)
+            && let Some(record) = self.reserve(id, &submission, hash).await?
+        {
+            return Ok(Kept { record, computed: None });
+        }
+        let request = submission.request.clone();
+        let result = self.inferences.embed(request, submission.cache_use).await;
+        match result {
+            Ok(computed) => {
+                let record = succeeded(id, &submission, hash, &computed, self.settings.input);
+                self.store.put(std::slice::from_ref(&record)).await?;
+                Ok(Kept { record, computed: Some(computed) })
+            }
+            Err(error) => {
+                self.note_failure(id, &submission, &error, created.elapsed()).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The record of a result that is not kept, for its answer.
+    pub fn unstored_record(&self, submission: &Submission, computed: &Computed) -> Record {
+        succeeded(InferenceId::new(), submission, None, computed, KeptInput::None)
+    }
+
+    /// Takes the idempotency key, or returns the final record that has it.
+    async fn reserve(&self, id: InferenceId, submission: &Submission, hash: &str) -> Result<Option<Record>> {
+        let reservation = Record { id, facts: facts(submission, Status::Running, self.settings.input), output: None };
+        let mut reservation = reservation;
+        reservation.facts.request_hash = Some(hash.to_string());
+        reservation.facts.idempotency_key = submission.idempotency_key.clone();
+        // Twice: the second time after an abandoned reservation was removed.
+        for _ in 0..2 {
+            let found = match self.store.insert(&reservation).await? {
+                Inserted::New => return Ok(None),
+                Inserted::Exists(found) => found,
+            };
+            if found.facts.request_hash.as_deref() != Some(hash) {
+                let reason = format!("was used with another request, inference {}", found.id);
+                return Err(Error::Invalid { field: "idempotency-key".to_string(), reason });
+            }
+            if found.facts.status.is_final() {
+                return Ok(Some(*found));
+            }
+            let longest = SignedDuration::try_from(self.settings.timeout * 2).unwrap_or(SignedDuration::MAX);
+            let is_abandoned = Timestamp::now().duration_since(found.id.created_at()) > longest;
+            if !is_abandoned {
+                break;
+            }
+            // Its process ended between the reservation and the result. Whoever is first removes it; who comes later
+            // finds the new one.
+            self.store.delete(&found.id).await?;
+        }
+        let reason = "the first request with this key is being computed".to_string();
+        Err(Error::Conflict { field: "idempotency-key".to_string(), reason })
+    }
+
+    /// Keeps what failed, if it was more than a refusal. The client learns of its failure in any case: a store that does
+    /// not take this is a line in the log.
+    async fn note_failure(&self, id: InferenceId, submission: &Submission, error: &Error, took: Duration) {
+        let has_reservation = submission.idempotency_key.is_some();
+        let Some(failure) = failure_of(error) else {
+            if has_reservation {
+                // The key is free again.
+                let _ = self.store.delete(&id).await;
+            }
+            return;
+        };
+        let mut facts = facts(submission, Status::Failed, self.settings.input);
+        facts.completed_at = Some(record::now());
+        facts.timings.total_us = took.as_micros() as u64;
+        facts.error = Some(failure);
+        let record = Record { id, facts, output: None };
+        if let Err(cause) = self.store.put(&[record]).await {
+            tracing::warn!(%id, %cause, "a failed inference is not kept");
+        }
+    }
+
+    /// Deletes all records of a user, and what was computed for them from the cache.
+    ///
+    /// Errors: the store's; part of the records may be gone then, and the call can be repeated.
+    pub async fn erase_user(&self, user: &str) -> Result<Erased> {
+        let mut erased = Erased { num_records: 0, is_cache_clear: true };
+        loop {
+            let records = self.store.erase_user(user, ERASED_AT_A_TIME).await?;
+            erased.num_records += records.len() as u64;
+            erased.is_cache_clear &= self.forget(&records).await;
+            if records.len() < ERASED_AT_A_TIME {
+                return Ok(erased);
+            }
+        }
+    }
+
+    /// Removes the results of records from the cache, where their inputs were kept.
+    async fn forget(&self, records: &[Record]) -> bool {
+        let mut is_clear = true;
+        for record in records {
+            let facts = &record.facts;
+            let StoredInput::Full(value) = &facts.input else {
+                is_clear = false;
+                continue;
+            };
+            let inputs = inputs_of(value);
+            let params = params_of(&facts.parameters);
+            if let Some(keys) = self.inferences.keys(&facts.model, &facts.version, &params, &inputs) {
+                is_clear &= self.inferences.forget(&keys).await;
+            }
+        }
+        is_clear
+    }
+}
+
+/// What is known of a record before its result.
+fn facts(submission: &Submission, status: Status, kept: KeptInput) -> Facts {
+    Facts {
+        status,
+        model: submission.request.model.clone().unwrap_or_default(),
+        version: String::new(),
+        task: "embed".to_string(),
+        completed_at: None,
+        source: submission.source.to_string(),
+        user: submission.user.clone(),
+        metadata: submission.metadata.clone(),
+        parameters: submission.parameters.clone(),
+        input: stored_input(&submission.request.inputs, kept),
+        usage: StoredUsage { num_inputs: submission.request.inputs.len() as u64, ..StoredUsage::default() },
+        timings: Timings::default(),
+        error: None,
+        idempotency_key: None,
+        request_hash: None,
+        callback: None,
+        feedback: Vec::new(),
+    }
+}
+
+fn succeeded(
+    id: InferenceId,
+    submission: &Submission,
+    hash: Option<String>,
+    computed: &Computed,
+    kept: KeptInput,
+) -> Record {
+    let us = |time: Duration| time.as_micros() as u64;
+    let phases = computed.phases;
+    let mut facts = facts(submission, Status::Succeeded, kept);
+    facts.model = computed.info.name.to_string();
+    facts.version = computed.info.version.clone();
+    facts.completed_at = Some(record::now());
+    facts.idempotency_key = submission.idempotency_key.clone();
+    facts.request_hash = hash;
+    facts.usage = StoredUsage {
+        num_tokens: computed.usage.num_tokens as u64,
+        num_chars: computed.usage.num_chars as u64,
+        num_inputs: computed.rows.len() as u64,
+        num_cached: computed.num_cached.unwrap_or(0) as u64,
+    };
+    facts.timings = Timings {
+        tokenize_us: us(phases.tokenize),
+        queue_us: us(phases.queue),
+        inference_us: us(phases.inference),
+        total_us: us(phases.total),
+    };
+    let rows = computed.rows.iter().map(|row: &Row| row.to_vec()).collect();
+    Record { id, facts, output: Some(StoredOutput::Embeddings(Arc::new(rows))) }
+}
+
+/// How a failure is kept; `None` for a refusal, which did nothing and says nothing of the model.
+fn failure_of(error: &Error) -> Option<Failure> {
+    let (kind, status, message) = match error {
+        Error::Forward { model, .. } => ("failed", 500, format!("model `{model}` failed on this batch")),
+        Error::Deadline { .. } => ("deadline", 504, error.to_string()),
+        Error::Internal { .. } => ("internal", 500, "internal error".to_string()),
+        _ => return None,
+    };
+    Some(Failure { kind: kind.to_string(), status, message, field: None })
+}
+
+/// Names a request, so that the same key with another one can be told: everything that decides what is computed and
+/// what is kept of it.
+fn request_hash(submission: &Submission) -> String {
+    let request = serde_json::json!([
+        submission.request.model,
+        input_value(&submission.request.inputs),
+        submission.parameters,
+        submission.user,
+        submission.metadata,
+    ]);
+    blake3::hash(request.to_string().as_bytes()).to_hex().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_leave_no_record() {
+        assert_eq!(failure_of(&Error::Draining), None);
+        assert_eq!(failure_of(&Error::Empty { field: "input".into() }), None);
+        let failure = failure_of(&Error::Forward { model: "m".into(), cause: "secret".into() }).unwrap();
+        assert_eq!((failure.status, failure.message.contains("secret")), (500, false));
+    }
+}

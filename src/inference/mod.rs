@@ -1,0 +1,143 @@
+//! From a request to its results: what the cache has is not computed, and what is computed already is waited for.
+//!
+//! ```text
+//! Request ─▶ key of each input ─▶ peek ─▶ all there: answered
+//!                                  │ missing
+//!                                  ▼
+//!               flights: lead ─▶ Cache::get ─▶ Engine::embed, all that are missing in one request ─▶ put ─▶ merge
+//!                        wait ─▶ the result of another request, or its turn to lead                        ─▶ merge
+//! ```
+//!
+//! With the cache off a request goes straight to the engine.
+
+pub mod flight;
+pub mod keep;
+pub mod key;
+mod passage;
+pub mod stored_form;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ::metrics::{Counter, Unit, counter, describe_counter};
+
+use crate::Result;
+use crate::model::ModelInfo;
+use crate::output::{Output, Phases, Row, Usage};
+use crate::request::{EmbedParams, Input, Request};
+use crate::serve::Engine;
+use crate::store::cache::{Cache, CacheKey};
+use flight::Flights;
+use key::Form;
+use passage::Passage;
+
+/// Registers help and unit of every metric of this room. Call it once, after the recorder is installed.
+pub fn describe_metrics() {
+    describe_counter!(
+        "eremois_cache_joined_total",
+        Unit::Count,
+        "Results waited for, because they were being computed"
+    );
+}
+
+/// What a request wants of the cache.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum CacheUse {
+    /// Results may come from it and go into it.
+    #[default]
+    Full,
+    /// All is computed anew, and kept.
+    Refresh,
+    /// Nothing comes from it, nothing goes into it.
+    Bypass,
+}
+
+/// The results of a request.
+#[derive(Debug, Clone)]
+pub struct Computed {
+    pub info: Arc<ModelInfo>,
+    /// In the order of the inputs, f32, `dimensions` or hidden_size values each.
+    pub rows: Vec<Row>,
+    /// Over all inputs, as if each had been computed.
+    pub usage: Usage,
+    pub phases: Phases,
+    /// Inputs that were not computed for this request: found, waited for, or repeated in it. `None` where the cache was
+    /// not asked.
+    pub num_cached: Option<usize>,
+}
+
+/// Computes, through the cache where there is one.
+pub struct Inferences {
+    engine: Arc<Engine>,
+    caching: Option<Caching>,
+    flights: Flights,
+    joined: Counter,
+}
+
+/// The cache with how long results are kept in it.
+struct Caching {
+    cache: Arc<dyn Cache>,
+    ttl: Duration,
+}
+
+/// What every request passes on its way.
+#[derive(Clone, Copy)]
+struct Through<'a> {
+    engine: &'a Engine,
+    caching: &'a Caching,
+    flights: &'a Flights,
+    joined: &'a Counter,
+}
+
+impl Inferences {
+    /// `cache` is `None`, or a cache and the time for which it keeps results, above zero.
+    pub fn new(engine: Arc<Engine>, cache: Option<(Arc<dyn Cache>, Duration)>) -> Self {
+        let caching = cache.map(|(cache, ttl)| Caching { cache, ttl });
+        Self { engine, caching, flights: Flights::default(), joined: counter!("eremois_cache_joined_total") }
+    }
+
+    /// Embeddings of the request's inputs. Dropping the future leaves what it computes to others who wait for it.
+    ///
+    /// Errors: those of [`Engine::embed`], which name an input by its place in this request.
+    pub async fn embed(&self, request: Request, cache_use: CacheUse) -> Result<Computed> {
+        let start = Instant::now();
+        let info = self.engine.model(request.model.as_deref())?;
+        let caching = self.caching.as_ref().filter(|_| cache_use != CacheUse::Bypass);
+        // A draining server takes no more, also not what it could answer: the client shall find another one. That, and
+        // what the model does not take, the engine refuses.
+        let can_name = |_: &&Caching| !request.inputs.is_empty() && !self.engine.is_draining();
+        let named = caching.filter(can_name).and_then(|caching| Some((caching, Form::of(&info, &request.params)?)));
+        let Some((caching, form)) = named else {
+            let Output { model: _, rows, num_tokens: _, usage, phases } = self.engine.embed(request).await?;
+            let rows = rows.into_iter().map(Row::Own).collect();
+            return Ok(Computed { info, rows, usage, phases, num_cached: None });
+        };
+        let through = Through { engine: &self.engine, caching, flights: &self.flights, joined: &self.joined };
+        Passage::new(through, info, form, request, start).await?.run(cache_use).await
+    }
+
+    /// The names of the results of an inference's inputs: what [`Inferences::forget`] removes.
+    ///
+    /// `None` where this version of the model is not served, or does not take these parameters: then nobody can name
+    /// them any more, and they go when their time is over.
+    pub fn keys(&self, model: &str, version: &str, params: &EmbedParams, inputs: &[Input]) -> Option<Vec<CacheKey>> {
+        let info = self.engine.model(Some(model)).ok().filter(|info| info.version == version)?;
+        let form = Form::of(&info, params)?;
+        Some(inputs.iter().map(|input| form.key(input)).collect())
+    }
+
+    /// Removes results from the cache: of a user that is erased. Returns whether they are known to be gone.
+    pub async fn forget(&self, keys: &[CacheKey]) -> bool {
+        match &self.caching {
+            Some(caching) => caching.cache.remove(keys).await,
+            None => true,
+        }
+    }
+
+    /// See [`Cache::upkeep`].
+    pub fn upkeep(&self) {
+        if let Some(caching) = &self.caching {
+            caching.cache.upkeep();
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Inputs and parameters as records hold them, and the way back.
+
+use super::keep::KeptInput;
+use crate::request::{EmbedParams, Input, Truncation, TruncationDirection};
+use crate::store::record::StoredInput;
+
+/// Inputs as they are kept: a list of texts and of lists of token ids.
+pub fn input_value(inputs: &[Input]) -> serde_json::Value {
+    let value = |input: &Input| match input {
+        Input::Text(text) => serde_json::Value::from(text.as_str()),
+        Input::TokenIds(ids) => serde_json::Value::from(ids.as_slice()),
+    };
+    serde_json::Value::Array(inputs.iter().map(value).collect())
+}
+
+/// The way back from [`input_value`]. What is neither a text nor ids stands for nothing.
+pub fn inputs_of(value: &serde_json::Value) -> Vec<Input> {
+    let input = |value: &serde_json::Value| match value {
+        serde_json::Value::String(text) => Some(Input::Text(text.clone())),
+        serde_json::Value::Array(ids) => {
+            let ids: Option<Vec<u32>> =
+                ids.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok())).collect();
+            ids.map(Input::TokenIds)
+        }
+        _ => None,
+    };
+    value.as_array().map(|values| values.iter().filter_map(input).collect()).unwrap_or_default()
+}
+
+/// What is kept of inputs.
+pub fn stored_input(inputs: &[Input], kept: KeptInput) -> StoredInput {
+    match kept {
+        KeptInput::Full => StoredInput::Full(input_value(inputs)),
+        KeptInput::Hash => {
+            StoredInput::Hash(blake3::hash(input_value(inputs).to_string().as_bytes()).to_hex().to_string())
+        }
+        KeptInput::None => StoredInput::None,
+    }
+}
+
+/// The parameters of a request as an object, in the application API's words; what is left to the model is left out.
+pub fn parameters_of(params: &EmbedParams) -> serde_json::Value {
+    let mut object = serde_json::Map::new();
+    if let Some(normalize) = params.normalize {
+        object.insert("normalize".to_string(), normalize.into());
+    }
+    if let Some(dimensions) = params.dimensions {
+        object.insert("dimensions".to_string(), dimensions.into());
+    }
+    if let Some(name) = &params.prompt_name {
+        object.insert("prompt_name".to_string(), name.as_str().into());
+    }
+    let truncate = match params.truncation {
+        Truncation::Refuse => None,
+        Truncation::Cut(TruncationDirection::Right) => Some("right"),
+        Truncation::Cut(TruncationDirection::Left) => Some("left"),
+    };
+    if let Some(truncate) = truncate {
+        object.insert("truncate".to_string(), truncate.into());
+    }
+    serde_json::Value::Object(object)
+}
+
+/// The way back from [`parameters_of`], for records that this server wrote.
+pub fn params_of(parameters: &serde_json::Value) -> EmbedParams {
+    let truncation = match parameters["truncate"].as_str() {
+        Some("right") => Truncation::Cut(TruncationDirection::Right),
+        Some("left") => Truncation::Cut(TruncationDirection::Left),
+        _ => Truncation::Refuse,
+    };
+    EmbedParams {
+        normalize: parameters["normalize"].as_bool(),
+        dimensions: parameters["dimensions"].as_u64().and_then(|n| usize::try_from(n).ok()),
+        truncation,
+        prompt_name: parameters["prompt_name"].as_str().map(str::to_string),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inputs_come_back_as_they_were_kept() {
+        let inputs = vec![Input::Text("a \"b\"".into()), Input::TokenIds(vec![0, u32::MAX]), Input::TokenIds(vec![])];
+        assert_eq!(inputs_of(&input_value(&inputs)), inputs);
+        assert!(matches!(stored_input(&inputs, KeptInput::Hash), StoredInput::Hash(hash) if hash.len() == 64));
+        assert_ne!(stored_input(&inputs, KeptInput::Hash), stored_input(&inputs[..1], KeptInput::Hash));
+        assert_eq!(stored_input(&inputs, KeptInput::None), StoredInput::None);
+    }
+
+    #[test]
+    fn parameters_come_back_as_they_were_kept() {
+        let params = EmbedParams {
+            normalize: Some(false),
+            dimensions: Some(64),
+            truncation: Truncation::Cut(TruncationDirection::Left),
+            prompt_name: Some("query".into()),
+        };
+        assert_eq!(params_of(&parameters_of(&params)), params);
+        assert_eq!(params_of(&parameters_of(&EmbedParams::default())), EmbedParams::default());
+        assert_eq!(parameters_of(&EmbedParams::default()), serde_json::json!({}));
+    }
+}

@@ -1,0 +1,47 @@
+//! Records for tests of what keeps them.
+
+use std::sync::Arc;
+
+use eremois::store::record::{
+    Facts, InferenceId, Record, Status, StoredInput, StoredOutput, StoredUsage, Timings, now,
+};
+use serde_json::json;
+
+/// A new record with little in it: succeeded, a row of three values.
+pub fn record() -> Record {
+    let facts = Facts {
+        status: Status::Succeeded,
+        model: "m".into(),
+        version: "1".into(),
+        task: "embed".into(),
+        completed_at: None,
+        source: "application".into(),
+        user: None,
+        metadata: Default::default(),
+        parameters: serde_json::Value::Null,
+        input: StoredInput::None,
+        usage: StoredUsage::default(),
+        timings: Timings::default(),
+        error: None,
+        idempotency_key: None,
+        request_hash: None,
+        callback: None,
+        feedback: Vec::new(),
+    };
+    let output = StoredOutput::Embeddings(Arc::new(vec![vec![1.0, 2.0, 3.0]]));
+    Record { id: InferenceId::new(), facts, output: Some(output) }
+}
+
+/// A new record with something in every part.
+pub fn sample() -> Record {
+    let mut one = record();
+    one.facts.completed_at = Some(now());
+    one.facts.user = Some("u".into());
+    one.facts.metadata = [("k".to_string(), "v".to_string())].into();
+    one.facts.parameters = json!({"dimensions": 2});
+    one.facts.input = StoredInput::Full(json!(["text", "ü\n\u{1F600}"]));
+    one.facts.usage = StoredUsage { num_tokens: 9, num_chars: 4, num_inputs: 2, num_cached: 1 };
+    one.facts.idempotency_key = Some(format!("key of {}", one.id));
+    one.output = Some(StoredOutput::Embeddings(Arc::new(vec![vec![0.1, -0.0], vec![f32::MIN_POSITIVE / 2.0]])));
+    one
+}

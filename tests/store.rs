@@ -1,0 +1,156 @@
+//! What stores promise, held to by each of them; and what only one of them promises.
+
+#[path = "store/contract.rs"]
+mod contract;
+#[path = "store/embedded.rs"]
+mod embedded;
+#[path = "store/samples.rs"]
+mod samples;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use eremois::Error;
+use eremois::store::Records;
+use eremois::store::embedded::Embedded;
+use eremois::store::memory::{Ailment, Memory};
+use futures::future::BoxFuture;
+
+/// Makes an empty store of its own for a test.
+type Open = fn() -> BoxFuture<'static, Opened>;
+
+/// Every store, and how a test gets an empty one. A store that is added here is held to the whole contract.
+const STORES: &[(&str, Open)] = &[("memory", memory), ("embedded", embedded)];
+
+/// An empty store.
+struct Opened {
+    records: Arc<dyn Records>,
+    /// What it lies in; gone when the test is over.
+    _folder: Option<tempfile::TempDir>,
+}
+
+fn memory() -> BoxFuture<'static, Opened> {
+    Box::pin(async { Opened { records: Arc::new(Memory::default()), _folder: None } })
+}
+
+fn embedded() -> BoxFuture<'static, Opened> {
+    Box::pin(async {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Embedded::open(folder.path()).unwrap();
+        Opened { records: Arc::new(store), _folder: Some(folder) }
+    })
+}
+
+/// Runs a part of the contract on each store, a fresh one each time.
+fn on_every_store<F: Future<Output = ()>>(test: fn(Arc<dyn Records>) -> F) {
+    for (name, open) in STORES {
+        // Shown with a failure: whose it is.
+        println!("on the store `{name}`");
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let opened = open().await;
+            test(opened.records.clone()).await;
+        });
+    }
+}
+
+#[test]
+fn an_empty_store_answers() {
+    on_every_store(contract::an_empty_store_answers);
+}
+
+#[test]
+fn a_record_comes_back_as_it_was_written() {
+    on_every_store(contract::a_record_comes_back_as_it_was_written);
+}
+
+#[test]
+fn outputs_come_back_bit_by_bit() {
+    on_every_store(contract::outputs_come_back_bit_by_bit);
+}
+
+#[test]
+fn large_records_are_whole() {
+    on_every_store(contract::large_records_are_whole);
+}
+
+#[test]
+fn put_replaces_what_may_change() {
+    on_every_store(contract::put_replaces_what_may_change);
+}
+
+#[test]
+fn put_writes_many_and_repeats() {
+    on_every_store(contract::put_writes_many_and_repeats);
+}
+
+#[test]
+fn feedback_is_kept() {
+    on_every_store(contract::feedback_is_kept);
+}
+
+#[test]
+fn insert_says_what_was_there() {
+    on_every_store(contract::insert_says_what_was_there);
+}
+
+#[test]
+fn put_leaves_a_key_to_its_holder() {
+    on_every_store(contract::put_leaves_a_key_to_its_holder);
+}
+
+#[test]
+fn one_of_many_inserts_of_a_key_wins() {
+    on_every_store(contract::one_of_many_inserts_of_a_key_wins);
+}
+
+#[test]
+fn pages_follow_each_other() {
+    on_every_store(contract::pages_follow_each_other);
+}
+
+#[test]
+fn a_late_record_stands_at_its_time() {
+    on_every_store(contract::a_late_record_stands_at_its_time);
+}
+
+#[test]
+fn filters_hold_alone_and_together() {
+    on_every_store(contract::filters_hold_alone_and_together);
+}
+
+#[test]
+fn pages_are_stable_while_others_write() {
+    on_every_store(contract::pages_are_stable_while_others_write);
+}
+
+#[test]
+fn what_is_deleted_is_gone() {
+    on_every_store(contract::what_is_deleted_is_gone);
+}
+
+#[test]
+fn a_user_is_erased_in_chunks() {
+    on_every_store(contract::a_user_is_erased_in_chunks);
+}
+
+#[test]
+fn old_records_expire() {
+    on_every_store(contract::old_records_expire);
+}
+
+#[test]
+fn many_write_at_once() {
+    on_every_store(contract::many_write_at_once);
+}
+
+#[tokio::test]
+async fn the_memory_can_lose_its_answers() {
+    let store = Memory::default();
+    let written = samples::record();
+    store.set(Ailment::Mute);
+    let lost = store.put(std::slice::from_ref(&written)).await;
+    assert!(matches!(lost, Err(Error::StoreUnavailable { .. })), "{lost:?}");
+    store.set(Ailment::None);
+    assert_eq!(store.records(), [written]);
+}
