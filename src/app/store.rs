@@ -3,6 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
 use crate::config::words::{DatabaseUrl, RecordScope, StoreInput};
 use crate::config::{Database, Settings};
 use crate::inference::Inferences;
@@ -13,6 +16,7 @@ use crate::store::embedded::Embedded;
 use crate::store::memory::Memory;
 use crate::store::mongo::{MongoSettings, MongoStore};
 use crate::store::open::{self, Expiry};
+use crate::store::record::Record;
 use crate::{Error, Result};
 
 /// What is kept, and what keeps it tidy for as long as it is held.
@@ -20,6 +24,15 @@ pub struct Kept {
     pub keeper: Arc<Keeper>,
     /// Deletes old records of the embedded store; MongoDB does so itself.
     _expiry: Option<Expiry>,
+    /// Forgets what replays erase. It holds the keeper, whose store holds the other end of its channel: it is ended with
+    /// this, or neither would.
+    forgetting: JoinHandle<()>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.forgetting.abort();
+    }
 }
 
 /// Opens the store of these settings. MongoDB may be away: results go to the journal until it is there.
@@ -28,11 +41,12 @@ pub struct Kept {
 /// Errors: [`Error::Config`] for a folder that cannot be used or a connection string that is none.
 pub async fn build(inferences: &Arc<Inferences>, settings: &Settings) -> Result<Kept> {
     let database = &settings.database;
+    let (erased, to_forget) = mpsc::unbounded_channel();
     let (store, expiry) = match (&database.url, database.record) {
         // Nothing is written, so no folder is made either.
         (_, RecordScope::None) => (Durable::local(Arc::new(Memory::default())), None),
         (DatabaseUrl::Embedded, _) => embedded(database).await?,
-        (DatabaseUrl::Mongo(url), _) => (mongo(database, url).await?, None),
+        (DatabaseUrl::Mongo(url), _) => (mongo(database, url, erased).await?, None),
     };
     let settings = KeepSettings {
         scope: match database.record {
@@ -48,7 +62,20 @@ pub async fn build(inferences: &Arc<Inferences>, settings: &Settings) -> Result<
         timeout: settings.api.timeout,
     };
     let keeper = Arc::new(Keeper::new(inferences.clone(), Arc::new(store), settings));
-    Ok(Kept { keeper, _expiry: expiry })
+    let forgetting = tokio::spawn(forget(keeper.clone(), to_forget));
+    Ok(Kept { keeper, _expiry: expiry, forgetting })
+}
+
+/// Removes from the cache what was computed for records that a replay has erased from MongoDB.
+async fn forget(keeper: Arc<Keeper>, mut erased: mpsc::UnboundedReceiver<Vec<Record>>) {
+    while let Some(records) = erased.recv().await {
+        if !keeper.forget(&records).await {
+            tracing::warn!(
+                num_records = records.len(),
+                "results of erased records may stay cached until cache.ttl is over"
+            );
+        }
+    }
 }
 
 async fn embedded(database: &Database) -> Result<(Durable, Option<Expiry>)> {
@@ -61,7 +88,7 @@ async fn embedded(database: &Database) -> Result<(Durable, Option<Expiry>)> {
     Ok((Durable::local(store), expiry))
 }
 
-async fn mongo(database: &Database, url: &str) -> Result<Durable> {
+async fn mongo(database: &Database, url: &str, erased: mpsc::UnboundedSender<Vec<Record>>) -> Result<Durable> {
     let store = Arc::new(MongoStore::new(MongoSettings {
         url: url.to_string(),
         pool_size: database.pool_size,
@@ -75,7 +102,12 @@ async fn mongo(database: &Database, url: &str) -> Result<Durable> {
         }
         Err(error) => return Err(error),
     }
-    open::remote(store, &database.path, database.journal_max_bytes.0 as u64, Options::default()).await
+    // Bounded by what the store returns of one erasure at a time; a server that ends has nothing to forget.
+    let on_erased = Arc::new(move |records| {
+        let _ = erased.send(records);
+    });
+    let options = Options { on_erased, ..Options::default() };
+    open::remote(store, &database.path, database.journal_max_bytes.0 as u64, options).await
 }
 
 /// Ends the store: what its journal holds is replayed as far as `limit` allows.

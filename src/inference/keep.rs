@@ -17,7 +17,7 @@ use super::stored_form::{input_value, inputs_of, parameters_of, params_of, store
 use super::{CacheUse, Computed, Inferences};
 use crate::output::Row;
 use crate::request::Request;
-use crate::store::durable::Durable;
+use crate::store::durable::{Durable, State};
 use crate::store::record::{self, Facts, Failure, InferenceId, Record, Status, StoredInput, StoredOutput};
 use crate::store::record::{StoredUsage, Timings};
 use crate::store::{Inserted, Records};
@@ -217,11 +217,14 @@ impl Keeper {
         }
     }
 
-    /// Deletes all records of a user, and what was computed for them from the cache.
+    /// Deletes all records of a user, and what was computed for them from the cache. While the store is away the journal
+    /// takes the erasure, and what it will find later is forgotten then: see [`Keeper::forget`].
     ///
     /// Errors: the store's; part of the records may be gone then, and the call can be repeated.
     pub async fn erase_user(&self, user: &str) -> Result<Erased> {
-        let mut erased = Erased { num_records: 0, is_cache_clear: true };
+        // Records that the store still has are not among those returned, so nobody can name their results yet.
+        let is_all_there = self.store.state() == State::Healthy;
+        let mut erased = Erased { num_records: 0, is_cache_clear: is_all_there };
         loop {
             let records = self.store.erase_user(user, ERASED_AT_A_TIME).await?;
             erased.num_records += records.len() as u64;
@@ -232,8 +235,9 @@ impl Keeper {
         }
     }
 
-    /// Removes the results of records from the cache, where their inputs were kept.
-    async fn forget(&self, records: &[Record]) -> bool {
+    /// Removes the results of records from the cache, where their inputs were kept. Returns whether they are known to be
+    /// gone.
+    pub async fn forget(&self, records: &[Record]) -> bool {
         let mut is_clear = true;
         for record in records {
             let facts = &record.facts;
