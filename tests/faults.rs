@@ -579,7 +579,9 @@ const CHILD: &str = "EREMOIS_TEST_CHILD";
 /// Serves the fake model on so many devices as the binary serves its own, if this process is a test's child; never returns then.
 fn be_the_child(num_devices: usize) {
     let Ok(address) = std::env::var(CHILD) else { return };
-    let overrides = ["ai.device_timeout=1s", "api.drain_timeout=2s", "log.format=json"].map(String::from).to_vec();
+    let overrides = ["ai.device_timeout=1s", "api.drain_timeout=2s", "log.format=json", "database.record=none"]
+        .map(String::from)
+        .to_vec();
     let sources = Sources { overrides, ..Sources::default() };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let served = runtime.block_on(async {

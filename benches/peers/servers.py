@@ -188,8 +188,8 @@ def ours(binary, logs, settings=()):
     port = free_port()
     env = {k: v for k, v in os.environ.items() if not k.startswith("EREMOIS_")}
     command = [binary, "serve", "--set", f"api.listen=127.0.0.1:{port}", "--set", "log.level=warn"]
-    # What is compared is computing: the texts of a run come round again.
-    command += ["--set", "cache.ttl=0s"]
+    # What is compared is computing: the texts of a run come round again, and nothing is kept.
+    command += ["--set", "cache.ttl=0s", "--set", "database.record=none", "--set", f"database.path={logs}/data"]
     for setting in settings:
         command += ["--set", setting]
     return Server("eremois", command, port, "/health/ready", logs, env=env)

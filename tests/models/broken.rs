@@ -392,6 +392,22 @@ fn a_manifests_limit_beyond_the_position_table_is_refused() {
     }
 }
 
+/// Found by the property below, once in some hundred runs.
+#[test]
+fn a_gguf_tensor_larger_than_its_file_is_an_error() {
+    for rows in [1u64 << 60, 1 << 40] {
+        let copy = Copied::of("bert-gguf");
+        let mut bytes = copy.bytes("bert.gguf");
+        let name = b"token_embd.weight";
+        let at = bytes.windows(name.len()).position(|window| window == name).expect("the word table") + name.len();
+        // The number of dimensions, u32, then they themselves, the fastest first.
+        bytes[at + 12..at + 20].copy_from_slice(&rows.to_le_bytes());
+        copy.write("bert.gguf", bytes);
+        let error = load_dir(copy.dir()).err().expect("no file is that large").to_string();
+        assert!(error.contains("token_embd.weight") || error.contains("vocab"), "{error}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 

@@ -15,6 +15,7 @@ use crate::Result;
 pub struct GgufFile {
     path: PathBuf,
     content: Content,
+    num_bytes: u64,
     /// Locked for one tensor at a time: reading seeks.
     reader: Mutex<BufReader<std::fs::File>>,
 }
@@ -22,12 +23,14 @@ pub struct GgufFile {
 impl GgufFile {
     /// Reads the header. Errors: [`crate::Error::ModelFile`] for a wrong magic, version or a cut file.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut reader = BufReader::new(open_file(path)?);
+        let file = open_file(path)?;
+        let num_bytes = file.metadata().map_err(|e| file_error(path, e.to_string()))?.len();
+        let mut reader = BufReader::new(file);
         // candle divides by the alignment that the file states, so that a broken file can panic here.
         let content = std::panic::catch_unwind(AssertUnwindSafe(|| Content::read(&mut reader)))
             .map_err(|_| file_error(path, "gguf header: impossible alignment"))?
             .map_err(|e| file_error(path, format!("gguf header: {e}")))?;
-        Ok(Self { path: path.to_path_buf(), content, reader: Mutex::new(reader) })
+        Ok(Self { path: path.to_path_buf(), content, num_bytes, reader: Mutex::new(reader) })
     }
 
     /// The file.
@@ -98,7 +101,15 @@ impl GgufFile {
         let Some(info) = self.content.tensor_infos.get(name) else {
             return Err(tensor_error(&self.path, name, "a tensor".to_string(), "no such tensor".to_string()));
         };
-        // The caller asked for exactly this shape, so the product of its dimensions is a sane number.
+        // Sizes that models are told from (the vocabulary) are what the header says: candle would multiply them unchecked,
+        // and allocate the product.
+        let num_values = info.shape.dims().iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
+        let num_blocks = num_values.map(|num_values| num_values / info.ggml_dtype.block_size());
+        let num_bytes = num_blocks.and_then(|num_blocks| num_blocks.checked_mul(info.ggml_dtype.type_size()));
+        if num_bytes.is_none_or(|num_bytes| num_bytes as u64 > self.num_bytes) {
+            let expected = format!("no more than the file's {} bytes", self.num_bytes);
+            return Err(tensor_error(&self.path, name, expected, format!("a shape of {:?}", info.shape.dims())));
+        }
         let read = || -> candle_core::Result<Vec<f32>> {
             let tensor = info.read(&mut *self.reader.lock(), self.content.tensor_data_offset, &Device::Cpu)?;
             tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()
