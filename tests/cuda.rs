@@ -22,6 +22,8 @@ use sha2::{Digest, Sha256};
 
 /// A bundled model's settings on the emulated device, small enough to be computed by two cores.
 const SETTINGS: &str = "\
+[cache]
+ttl = \"0s\"
 [ai]
 device = \"cuda:0\"
 max_batch_tokens = 256
