@@ -41,6 +41,13 @@ fn store(url: &str) -> MongoStore {
     MongoStore::new(settings(url)).unwrap()
 }
 
+/// A store whose database is prepared, which may take longer than a call on a busy machine.
+async fn prepared(url: &str) -> MongoStore {
+    let store = store(url);
+    store.migrate().await.unwrap();
+    store
+}
+
 fn kept_for(url: &str, retention: Duration) -> MongoStore {
     MongoStore::new(MongoSettings { retention, ..settings(url) }).unwrap()
 }
@@ -206,6 +213,7 @@ async fn records_expire_after_the_retention_that_is_set() {
     let old = Record { id: InferenceId::first_at(hours_ago), ..record(&[2]) };
     let new = record(&[2]);
     let kept = kept_for(&url, seconds(7200));
+    kept.migrate().await.unwrap();
     kept.put(&[old.clone(), new.clone()]).await.unwrap();
     // MongoDB looks once a minute.
     let start = Instant::now();
@@ -288,7 +296,7 @@ async fn a_newer_layout_is_refused() {
 async fn outputs_beyond_a_document_are_whole_or_not_there() {
     let Some(server) = MongoDb::start() else { return };
     let url = server.url();
-    let (store, database) = (store(&url), raw(&url).await);
+    let (store, database) = (prepared(&url).await, raw(&url).await);
 
     // 20 MiB of rows.
     let large = record(&[1 << 20; 5]);
@@ -331,8 +339,7 @@ async fn outputs_beyond_a_document_are_whole_or_not_there() {
 async fn chunks_without_their_record_are_seen_by_nobody_and_erased_with_their_user() {
     let Some(server) = MongoDb::own() else { return };
     let url = server.url();
-    let (store, database) = (store(&url), raw(&url).await);
-    store.ping().await.unwrap();
+    let (store, database) = (prepared(&url).await, raw(&url).await);
 
     let large = record(&[1 << 20; 5]);
     fail(&server, "alwaysOn", doc! { "failCommands": ["update"], "errorCode": 10107 }).await;
@@ -373,7 +380,7 @@ async fn chunks_without_their_record_are_seen_by_nobody_and_erased_with_their_us
 #[tokio::test]
 async fn a_primary_that_is_away_is_unavailable_and_then_back() {
     let Some(server) = MongoDb::own() else { return };
-    let store = store(&server.url());
+    let store = prepared(&server.url()).await;
     let kept = record(&[4]);
     store.put(std::slice::from_ref(&kept)).await.unwrap();
 
@@ -419,7 +426,7 @@ async fn a_primary_that_is_away_is_unavailable_and_then_back() {
 #[tokio::test]
 async fn a_server_that_is_halted_is_unavailable_in_time_and_then_back() {
     let Some(server) = MongoDb::own() else { return };
-    let store = store(&server.url());
+    let store = prepared(&server.url()).await;
     let kept = record(&[4]);
     store.put(std::slice::from_ref(&kept)).await.unwrap();
     server.daemon().pause();
@@ -447,8 +454,7 @@ async fn a_store_is_made_while_its_server_is_away() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn no_acknowledged_write_is_lost_when_the_server_is_killed() {
     let Some(server) = MongoDb::own() else { return };
-    let store = Arc::new(store(&server.url()));
-    store.ping().await.unwrap();
+    let store = Arc::new(prepared(&server.url()).await);
     let acknowledged: Arc<Mutex<Vec<Record>>> = Arc::default();
     let stop = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = (0..8)
@@ -498,7 +504,7 @@ async fn no_acknowledged_write_is_lost_when_the_server_is_killed() {
 async fn calls_that_share_a_command_keep_their_own_outcomes() {
     let Some(server) = MongoDb::start() else { return };
     let url = server.url();
-    let store = store(&url);
+    let store = prepared(&url).await;
     // Every fourth is an older state of one record that is final, every fourth has one key.
     let done = record(&[8]);
     store.put(std::slice::from_ref(&done)).await.unwrap();
@@ -539,7 +545,7 @@ async fn calls_that_share_a_command_keep_their_own_outcomes() {
 async fn more_than_a_command_holds_is_written_in_several() {
     let Some(server) = MongoDb::start() else { return };
     let url = server.url();
-    let store = store(&url);
+    let store = prepared(&url).await;
     // 40 MiB in records of 4, and 3,000 small ones with a record in two states.
     let large: Vec<Record> = (0..10).map(|_| record(&[1 << 20])).collect();
     store.put(&large).await.unwrap();
@@ -566,7 +572,7 @@ async fn tls_is_as_the_url_says() {
     let plain = store(&server.url());
     assert!(is_unavailable(&bounded(plain.ping()).await), "a server of TLS took plain text");
     let authority = certificates.authority.display();
-    let trusted = store(&format!("{}&tls=true&tlsCAFile={authority}", server.url()));
+    let trusted = prepared(&format!("{}&tls=true&tlsCAFile={authority}", server.url())).await;
     let record = record(&[4]);
     bounded(trusted.put(std::slice::from_ref(&record))).await.unwrap();
     assert_eq!(bounded(trusted.get(&record.id)).await, Ok(Some(record)));
@@ -599,7 +605,7 @@ async fn passwords_are_in_no_log_and_no_error() {
         tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(move || sink.clone()).finish();
     let _guard = tracing::subscriber::set_default(subscriber);
 
-    store(&server.url()).ping().await.unwrap();
+    prepared(&server.url()).await;
     let with_user = server.url().replace("mongodb://", "mongodb://somebody:s3cr%40t@") + "&authSource=admin";
     let refused = bounded(store(&with_user).ping()).await;
     // Nobody of this name is there.
