@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::disk::DiskFile;
-use super::entry::Kind;
+use super::entry::{HEADER_LEN, Header, Kind};
 use crate::store::record::InferenceId;
 
 /// A file of entries.
@@ -58,6 +58,18 @@ pub struct Located {
     /// Of its first byte, that of its header.
     pub offset: u64,
     pub body_len: u32,
+    /// Of a put whose idempotency key was another record's: it is read, as stores write it, without the key.
+    pub is_keyless: bool,
+}
+
+impl Located {
+    /// Header and body, if they are still those that were written. Blocks: for the disk, though most are in memory.
+    pub fn bytes(&self) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; HEADER_LEN + self.body_len as usize];
+        self.segment.file.read_at(self.offset, &mut bytes).ok()?;
+        let header = Header::decode(&bytes).filter(|header| header.seq == self.seq)?;
+        (crc32fast::hash(&bytes[HEADER_LEN..]) == header.body_crc).then_some(bytes)
+    }
 }
 
 /// What happened to an id, oldest first.
@@ -97,16 +109,19 @@ impl Index {
     }
 
     /// Adds an entry with a higher number than all before.
-    pub fn add(&mut self, entry: Located, meta: Meta) {
+    pub fn add(&mut self, mut entry: Located, mut meta: Meta) {
         debug_assert!(self.log.back().is_none_or(|last| last.seq < entry.seq));
         let seq = entry.seq;
         match (meta.id, meta.user) {
             (Some(id), user) => {
-                if let Some(key) = &meta.key {
+                if let Some(key) = meta.key.take() {
                     // The first record of a key keeps it, unless it was deleted.
-                    let owner = self.keys.get(key).copied();
+                    let owner = self.keys.get(&key).copied();
                     if owner.is_none_or(|owner| owner == id || self.is_dead(&owner)) {
                         self.keys.insert(key.clone(), id);
+                        meta.key = Some(key);
+                    } else {
+                        entry.is_keyless = true;
                     }
                 }
                 // Whatever comes to an id anew comes after the erasures that may concern its record in the store.
@@ -256,7 +271,8 @@ mod tests {
             let seq = self.next_seq;
             self.next_seq += 2; // numbers may be missing
             let segment = self.segment.clone();
-            let located = Located { seq, at_ms: seq as i64, kind, id, segment, offset: 0, body_len: 10 };
+            let located =
+                Located { seq, at_ms: seq as i64, kind, id, segment, offset: 0, body_len: 10, is_keyless: false };
             self.index.add(located, Meta { kind, id, user: user.map(Arc::from), key: key.map(Arc::from) });
             seq
         }
@@ -286,6 +302,8 @@ mod tests {
         let put = f.add(Kind::Put, Some(first), None, Some("k"));
         f.add(Kind::Put, Some(second), None, Some("k"));
         assert_eq!(f.index.with_key("k"), Some(first));
+        let is_keyless = |id| f.index.changes(&id)[0].is_keyless;
+        assert_eq!((is_keyless(first), is_keyless(second)), (false, true));
         let deleted = f.add(Kind::Delete, Some(first), None, None);
         assert_eq!(f.index.with_key("k"), None);
         assert!(f.index.is_undone(&first, put) && !f.index.is_undone(&first, deleted));

@@ -261,7 +261,7 @@ impl Journal {
     /// until a person removes it. Acknowledge it afterwards.
     pub async fn set_aside(&self, located: &Located) -> Result<()> {
         // One that cannot be read is in its segment, which is kept for that.
-        if let Some(bytes) = entry_bytes(located) {
+        if let Some(bytes) = located.bytes() {
             let file = [&entry::segment_header()[..], &bytes].concat();
             let name = format!("{:020}{}", located.seq, recover::REFUSED);
             self.ask(|done| Work::Keep(name, file, done)).await?;
@@ -287,13 +287,19 @@ impl Journal {
     ///
     /// Errors: [`Error::Internal`] where it is not as it was written.
     pub fn read(&self, located: &Located) -> Result<Change> {
-        let Some(bytes) = entry_bytes(located) else {
+        let Some(bytes) = located.bytes() else {
             located.segment.mark_damaged();
             return Err(Error::Internal {
                 cause: format!("journal: {}: the entry at {} is damaged", located.segment.name, located.offset),
             });
         };
-        change::change_of(located.kind, &bytes[HEADER_LEN..])
+        let mut change = change::change_of(located.kind, &bytes[HEADER_LEN..])?;
+        if let Change::Put(record) = &mut change
+            && located.is_keyless
+        {
+            record.facts.idempotency_key = None;
+        }
+        Ok(change)
     }
 
     /// Changes whenever entries became durable, failed or left.
@@ -385,12 +391,4 @@ impl Drop for Journal {
     fn drop(&mut self) {
         self.close();
     }
-}
-
-/// The bytes of an entry, if they are those that were written.
-fn entry_bytes(located: &Located) -> Option<Vec<u8>> {
-    let mut bytes = vec![0; HEADER_LEN + located.body_len as usize];
-    located.segment.file.read_at(located.offset, &mut bytes).ok()?;
-    let header = Header::decode(&bytes).filter(|header| header.seq == located.seq)?;
-    (crc32fast::hash(&bytes[HEADER_LEN..]) == header.body_crc).then_some(bytes)
 }

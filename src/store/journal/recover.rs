@@ -203,6 +203,7 @@ impl Recovered {
                         segment: held.segment.clone(),
                         offset: placed.offset,
                         body_len: header.body_len,
+                        is_keyless: false,
                     };
                     self.index.add(located, meta);
                 }

@@ -219,6 +219,7 @@ impl Writer {
                 segment: active.segment.clone(),
                 offset: active.len,
                 body_len: header.body_len,
+                is_keyless: false,
             };
             active.len += header.entry_len();
             durable.push((located, queued.meta));
