@@ -20,7 +20,7 @@ use eremois::inference::key::Form;
 use eremois::inference::{CacheUse, Inferences};
 use eremois::model::pack::PackedInput;
 use eremois::model::{Backend, InFlight, LoadedModel, ModelInfo, Placed, Rows};
-use eremois::request::{EmbedParams, Input, Request};
+use eremois::request::{EmbedParams, Input, Priority, Request};
 use eremois::serve::policy::BatchLimits;
 use eremois::serve::{Engine, Health};
 use eremois::store::cache::{Cache, CacheKey, CachedItem, CachedValue};
@@ -118,7 +118,13 @@ fn text(number: u64) -> Input {
 
 fn request(number: u64) -> Request {
     let deadline = Instant::now() + Duration::from_secs(30);
-    Request { model: None, inputs: vec![text(number)], params: EmbedParams::default(), deadline }
+    Request {
+        model: None,
+        inputs: vec![text(number)],
+        params: EmbedParams::default(),
+        deadline,
+        priority: Priority::Interactive,
+    }
 }
 
 /// Inputs a second, closed loop: each client asks again when it is answered.

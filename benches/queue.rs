@@ -17,7 +17,7 @@ use eremois::Result;
 use eremois::model::encode::Encoding;
 use eremois::model::pack::{PackedInput, RowSpec};
 use eremois::model::{Backend, InFlight, LoadedModel, Placed, Rows};
-use eremois::request::{EmbedParams, Input, Request};
+use eremois::request::{EmbedParams, Input, Priority, Request};
 use eremois::serve::batch::Batch;
 use eremois::serve::cost::CostModel;
 use eremois::serve::fair::Backlog;
@@ -83,7 +83,13 @@ async fn engine() -> Arc<Engine> {
 }
 
 fn request(inputs: Vec<Input>) -> Request {
-    Request { model: None, inputs, params: EmbedParams::default(), deadline: Instant::now() + Duration::from_secs(30) }
+    Request {
+        model: None,
+        inputs,
+        params: EmbedParams::default(),
+        deadline: Instant::now() + Duration::from_secs(30),
+        priority: Priority::Interactive,
+    }
 }
 
 /// Tickets a second, closed loop: each client asks again when it is answered.

@@ -43,6 +43,16 @@ pub struct EmbedParams {
     pub prompt_name: Option<String>,
 }
 
+/// Who waits for a request's results, and so which requests it has to stand behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Priority {
+    /// Somebody waits for the answer.
+    #[default]
+    Interactive,
+    /// Nobody does now: it uses the room that interactive requests leave, and may wait for as long as they leave none.
+    Background,
+}
+
 /// One client's request, checked for form but not yet tokenised.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -53,4 +63,5 @@ pub struct Request {
     pub params: EmbedParams,
     /// After this nobody waits any more; entries not yet launched are dropped with [`crate::Error::Deadline`].
     pub deadline: Instant,
+    pub priority: Priority,
 }

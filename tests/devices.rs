@@ -12,7 +12,7 @@ use common::fake::{self, Controls};
 use eremois::model::pack::PackedInput;
 use eremois::model::{Backend, InFlight, Rows};
 use eremois::output::Output;
-use eremois::request::{EmbedParams, Input, Request};
+use eremois::request::{EmbedParams, Input, Priority, Request};
 use eremois::serve::policy::BatchLimits;
 use eremois::serve::{Engine, Health, Settings};
 use eremois::{Error, Result};
@@ -82,6 +82,7 @@ fn ids(inputs: &[u32]) -> Request {
         inputs: inputs.iter().map(|&id| Input::TokenIds(vec![id])).collect(),
         params: EmbedParams::default(),
         deadline: Instant::now() + LONG,
+        priority: Priority::Interactive,
     }
 }
 

@@ -15,7 +15,7 @@ use eremois::config::Sources;
 use eremois::model::pack::PackedInput;
 use eremois::model::{Backend, InFlight, Rows};
 use eremois::output::Output;
-use eremois::request::{EmbedParams, Input, Request};
+use eremois::request::{EmbedParams, Input, Priority, Request};
 use eremois::serve::policy::BatchLimits;
 use eremois::serve::{Engine, Health, Settings};
 use eremois::{Error, Result, cli, metrics};
@@ -72,6 +72,7 @@ fn ids(id: u32, lens: &[usize]) -> Request {
         inputs: lens.iter().map(|&len| Input::TokenIds(vec![id; len])).collect(),
         params: EmbedParams::default(),
         deadline: Instant::now() + LONG,
+        priority: Priority::Interactive,
     }
 }
 

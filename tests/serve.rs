@@ -10,7 +10,7 @@ use common::fake::{self, Controls};
 use eremois::model::pack::PackedInput;
 use eremois::model::{Backend, InFlight, Rows};
 use eremois::output::Output;
-use eremois::request::{EmbedParams, Input, Request};
+use eremois::request::{EmbedParams, Input, Priority, Request};
 use eremois::serve::policy::BatchLimits;
 use eremois::serve::{Engine, Health, Settings};
 use eremois::{Error, Result};
@@ -60,6 +60,7 @@ fn request(texts: &[&str]) -> Request {
         inputs: texts.iter().map(|t| Input::Text(t.to_string())).collect(),
         params: EmbedParams::default(),
         deadline: Instant::now() + LONG,
+        priority: Priority::Interactive,
     }
 }
 

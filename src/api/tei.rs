@@ -20,7 +20,7 @@ use super::inputs::{Inputs, InputsVisitor, check_count};
 use super::phases::{Served, attach};
 use super::status::{Fault, Kind};
 use super::{ApiState, body, write};
-use crate::request::{EmbedParams, Input, Request as Embed, Truncation, TruncationDirection};
+use crate::request::{EmbedParams, Input, Priority, Request as Embed, Truncation, TruncationDirection};
 use crate::{Error, Result};
 
 /// The routes of text-embeddings-inference's protocol.
@@ -111,7 +111,7 @@ async fn embed_call(state: &ApiState, call: Call<EmbedBody>) -> Result<Response,
         prompt_name: body.prompt_name,
     };
     let inputs = body.inputs.checked("inputs", state.settings.max_client_batch_size)?;
-    let request = Embed { model: None, inputs, params, deadline };
+    let request = Embed { model: None, inputs, params, deadline, priority: Priority::Interactive };
     let computed = state.keeper.embed(request, cache_use, "tei").await.map_err(rename)?;
     let served = Served::of(&computed);
     let rows = computed.rows;
@@ -173,7 +173,7 @@ async fn similarity_call(state: &ApiState, call: Call<SimilarityBody>) -> Result
         prompt_name: parameters.prompt_name,
     };
     let texts = std::iter::once(inputs.source_sentence).chain(inputs.sentences).map(Input::Text).collect();
-    let request = Embed { model: None, inputs: texts, params, deadline };
+    let request = Embed { model: None, inputs: texts, params, deadline, priority: Priority::Interactive };
     let computed = state.keeper.embed(request, cache_use, "tei").await.map_err(rename_similarity)?;
     let served = Served::of(&computed);
     let cosines = match computed.rows.split_first() {

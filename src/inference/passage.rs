@@ -11,7 +11,7 @@ use super::key::{Distinct, Form};
 use super::{CacheUse, Caching, Computed, Through};
 use crate::model::ModelInfo;
 use crate::output::{Output, Phases, Row, Usage};
-use crate::request::{EmbedParams, Input, Request};
+use crate::request::{EmbedParams, Input, Priority, Request};
 use crate::serve::Engine;
 use crate::store::cache::{CacheKey, CachedItem, CachedValue};
 use crate::{Error, Result};
@@ -28,6 +28,7 @@ pub(super) struct Passage<'a> {
     params: EmbedParams,
     start: Instant,
     deadline: Instant,
+    priority: Priority,
     /// [num_inputs], each taken by whoever computes it.
     inputs: Vec<Option<Input>>,
     distinct: Distinct,
@@ -57,7 +58,7 @@ impl<'a> Passage<'a> {
         request: Request,
         start: Instant,
     ) -> Result<Self> {
-        let Request { model: _, inputs, params, deadline } = request;
+        let Request { model: _, inputs, params, deadline, priority } = request;
         let num_bytes: usize = inputs.iter().map(num_bytes).sum();
         let (inputs, keys, num_chars) = if num_bytes <= MAX_INLINE_BYTES {
             hashed(form, inputs)
@@ -75,6 +76,7 @@ impl<'a> Passage<'a> {
             params,
             start,
             deadline,
+            priority,
             distinct,
             num_chars,
             num_computed: 0,
@@ -183,6 +185,7 @@ impl<'a> Passage<'a> {
             inputs: duties.iter().filter_map(first).collect(),
             params: self.params.clone(),
             deadline: self.deadline,
+            priority: self.priority,
         }
     }
 

@@ -88,7 +88,7 @@ impl Served {
     }
 
     async fn embed_uncounted(&self, request: Request, start: Instant) -> Result<Output> {
-        let Request { model: _, inputs, params, deadline } = request;
+        let Request { model: _, inputs, params, deadline, priority: _ } = request;
         let form = Form::of(&self.info, &params)?;
         let num_inputs = inputs.len();
         let (accepted, places) = self.admit(num_inputs, start, deadline)?;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use eremois::Error;
 use eremois::inference::{CacheUse, Computed};
-use eremois::request::{EmbedParams, Input, Request};
+use eremois::request::{EmbedParams, Input, Priority, Request};
 use eremois::store::cache::Cache;
 use eremois::store::layers::Layers;
 use eremois::store::local::LocalCache;
@@ -27,7 +27,13 @@ pub fn num_computed(server: &Server) -> usize {
 
 fn request(texts: &[&str], time: Duration) -> Request {
     let inputs = texts.iter().map(|text| Input::Text(text.to_string())).collect();
-    Request { model: None, inputs, params: EmbedParams::default(), deadline: Instant::now() + time }
+    Request {
+        model: None,
+        inputs,
+        params: EmbedParams::default(),
+        deadline: Instant::now() + time,
+        priority: Priority::Interactive,
+    }
 }
 
 async fn embed(server: &Server, texts: &[&str]) -> Computed {

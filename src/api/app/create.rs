@@ -19,7 +19,7 @@ use super::wire::{Inference, Parts, push_inference, push_record};
 use crate::inference::CacheUse;
 use crate::inference::keep::{Kept, Scope, Submission};
 use crate::inference::stored_form::parameters_of;
-use crate::request::{EmbedParams, Request as Embed, Truncation, TruncationDirection};
+use crate::request::{EmbedParams, Priority, Request as Embed, Truncation, TruncationDirection};
 use crate::{Error, Result};
 
 /// Limits of what a client may attach, those of OpenAI's metadata.
@@ -123,7 +123,7 @@ pub async fn create(State(state): State<ApiState>, request: Request) -> Result<R
     let inputs = body.input.checked("input", state.settings.max_client_batch_size)?;
     let params = EmbedParams::from(body.parameters);
     let parameters = parameters_of(&params);
-    let request = Embed { model: body.model, inputs, params, deadline };
+    let request = Embed { model: body.model, inputs, params, deadline, priority: Priority::Interactive };
     if !is_stored {
         return unstored(&state, request, cache_use).await;
     }
