@@ -15,6 +15,7 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod inference;
+pub mod jobs;
 pub mod load;
 pub mod metrics;
 pub mod model;

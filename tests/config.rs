@@ -61,6 +61,9 @@ fn every_kind_of_value_is_read() {
         [cache]
         url = "rediss://cache:6380/2"
         ttl = "0s"
+        [jobs]
+        max_concurrency = 2
+        lease = "1m"
         [ai]
         models = ["a", "b@2"]
         device = "cpu"
@@ -70,7 +73,7 @@ fn every_kind_of_value_is_read() {
         filter = "warn,eremois::serve=debug"
         "#,
     );
-    let Settings { api, database, cache, ai, log } = loaded.settings;
+    let Settings { api, database, cache, jobs, ai, log } = loaded.settings;
     assert_eq!(api.listen.to_string(), "127.0.0.1:9000");
     assert_eq!(api.url.expect("set").0, "https://models.example.com/base");
     assert_eq!(api.timeout, Duration::from_secs(90));
@@ -80,6 +83,7 @@ fn every_kind_of_value_is_read() {
     assert_eq!(database.replica_set.as_deref(), Some("rs0"));
     assert!(matches!(cache.url, eremois::config::words::CacheUrl::Redis(_)));
     assert_eq!(cache.ttl, Duration::ZERO);
+    assert_eq!((jobs.max_concurrency, jobs.lease), (2, Duration::from_secs(60)));
     assert_eq!(ai.models, ["a", "b@2"]);
     assert_eq!(ai.limits().max_batch_size, 8);
     assert_eq!(log.filter.0, "warn,eremois::serve=debug");
@@ -149,6 +153,7 @@ fn every_kind_of_wrong_value_is_named() {
         ("[api]\nmax_client_batch_size = 5000", "5000 inputs never fit into a queue of ai.max_queue_size = 4096"),
         ("[database]\nurl = \"postgres://x\"", "database.url: expected `embedded`, or mongodb://"),
         ("[database]\nurl = \"mongodb://\"", "database.url: expected `embedded`, or mongodb://"),
+        ("[jobs]\nlease = \"999ms\"", "jobs.lease: must be at least 1s"),
         ("[database]\nreplica_set = \"rs\"", "database.replica_set: needs a MongoDB database.url"),
         ("[database]\npath = \"\"", "database.path: must not be empty"),
         (

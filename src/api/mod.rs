@@ -27,6 +27,7 @@ use axum::extract::Request;
 use axum::middleware::{from_fn, from_fn_with_state};
 
 use crate::inference::keep::Keeper;
+use crate::jobs::Tasks;
 use crate::serve::Engine;
 use status::Fault;
 
@@ -38,6 +39,8 @@ pub struct ApiState {
     pub engine: Arc<Engine>,
     /// Computes, through the cache where there is one, and keeps results: what the handlers ask for embeddings.
     pub keeper: Arc<Keeper>,
+    /// Where what is done later is handed in.
+    pub tasks: Tasks,
     pub settings: Arc<ApiSettings>,
     /// The metrics in Prometheus' text format, for `/metrics`.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,

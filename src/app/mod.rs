@@ -8,6 +8,7 @@
 mod connections;
 mod gpus;
 mod inferences;
+mod jobs;
 pub mod logs;
 mod models;
 mod reload;
@@ -26,6 +27,7 @@ use crate::config::words::LogFormat;
 use crate::config::{Loaded, Settings, Sources};
 use crate::inference::keep::Keeper;
 use crate::inference::{self, Inferences};
+use crate::jobs::Tasks;
 use crate::metrics::{BUILD, Metrics, UPKEEP_INTERVAL};
 use crate::ops::monitor;
 use crate::serve::{self, Engine, Health};
@@ -63,6 +65,9 @@ const FAREWELL: Duration = Duration::from_millis(500);
 /// What connections may take to finish when the drain has used up its time.
 const LAST_WRITES: Duration = Duration::from_millis(500);
 
+/// What background tasks that run may take to finish when a server ends; then they are given back.
+const JOBS_DRAIN: Duration = Duration::from_secs(1);
+
 /// How often the state of the models is looked at until they are ready.
 const READY_POLL: Duration = Duration::from_millis(5);
 
@@ -98,16 +103,20 @@ pub async fn run_models(
     serve::metrics::describe();
     crate::store::describe_metrics();
     inference::describe_metrics();
+    crate::jobs::describe_metrics();
     api::describe_metrics();
     monitor::describe();
     let inferences = Arc::new(inferences::build(&engine, &settings.cache)?);
     let kept = store::build(&inferences, &settings).await?;
+    let tasks = jobs::tasks(&kept);
 
     let address = reachable(&listener)?;
     // True until every model is added; the API's probes read it.
     let starting = Arc::new(AtomicBool::new(true));
-    let state = api_state(&engine, &kept.keeper, &settings, &metrics, &starting);
-    let connections = Connections::serve(listener, api::router(state));
+    let state = api_state(&engine, &kept.keeper, &tasks, &settings, &metrics, &starting);
+    let router = api::router(state);
+    let jobs = jobs::Running::start(jobs::handlers(), tasks, &settings.jobs);
+    let connections = Connections::serve(listener, router);
     let reloader = Reloader {
         sources,
         current: settings.clone(),
@@ -138,12 +147,12 @@ pub async fn run_models(
     let served = tokio::select! {
         failed = serve => failed,
         () = shutdown => {
-            drain(&engine, connections, &kept.keeper, settings.api.drain_timeout).await;
+            drain(&engine, connections, jobs, &kept.keeper, settings.api.drain_timeout).await;
             // One that hangs has used up the drain's time, and whoever ends the process must not wait for it either.
             engine.loss().map_or(Ok(()), Err)
         }
         lost = engine.lost() => {
-            drain(&engine, connections, &kept.keeper, settings.api.drain_timeout.min(LOST_DRAIN)).await;
+            drain(&engine, connections, jobs, &kept.keeper, settings.api.drain_timeout.min(LOST_DRAIN)).await;
             Err(lost)
         }
     };
@@ -154,6 +163,7 @@ pub async fn run_models(
 fn api_state(
     engine: &Arc<Engine>,
     keeper: &Arc<Keeper>,
+    tasks: &Tasks,
     settings: &Settings,
     metrics: &Metrics,
     starting: &Arc<AtomicBool>,
@@ -170,6 +180,7 @@ fn api_state(
     ApiState {
         engine: engine.clone(),
         keeper: keeper.clone(),
+        tasks: tasks.clone(),
         settings: Arc::new(api_settings),
         metrics: Arc::new(move || metrics.render()),
         build: BuildInfo { version: BUILD.version.to_string(), commit: Some(BUILD.commit.to_string()) },
@@ -222,10 +233,12 @@ fn announce(settings: &Settings, address: SocketAddr, engine: &Engine, took: Dur
 }
 
 /// Refuses new work, finishes what was accepted, closes the connections.
-async fn drain(engine: &Engine, connections: Connections, keeper: &Keeper, limit: Duration) {
+async fn drain(engine: &Engine, connections: Connections, jobs: jobs::Running, keeper: &Keeper, limit: Duration) {
     let start = Instant::now();
     tracing::info!(?limit, "draining: new work is refused with 503");
-    let num_lost = engine.drain(limit).await;
+    // What is done in the background can be done by another server, or later: it ends first.
+    jobs.end(JOBS_DRAIN.min(limit)).await;
+    let num_lost = engine.drain(limit.saturating_sub(start.elapsed())).await;
     let left = |reserve: Duration| limit.saturating_sub(start.elapsed()).max(reserve);
     tokio::time::sleep(FAREWELL.min(left(Duration::ZERO))).await;
     let all_closed = connections.close(left(LAST_WRITES)).await;

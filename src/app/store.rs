@@ -17,11 +17,15 @@ use crate::store::memory::Memory;
 use crate::store::mongo::{MongoSettings, MongoStore};
 use crate::store::open::{self, Expiry};
 use crate::store::record::Record;
+use crate::store::work::Work;
+use crate::store::work::memory::MemoryWork;
 use crate::{Error, Result};
 
 /// What is kept, and what keeps it tidy for as long as it is held.
 pub struct Kept {
     pub keeper: Arc<Keeper>,
+    /// Background work, in the same store.
+    pub work: Arc<dyn Work>,
     /// Deletes old records of the embedded store; MongoDB does so itself.
     _expiry: Option<Expiry>,
     /// Forgets what replays erase. It holds the keeper, whose store holds the other end of its channel: it is ended with
@@ -63,7 +67,7 @@ pub async fn build(inferences: &Arc<Inferences>, settings: &Settings) -> Result<
     };
     let keeper = Arc::new(Keeper::new(inferences.clone(), Arc::new(store), settings));
     let forgetting = tokio::spawn(forget(keeper.clone(), to_forget));
-    Ok(Kept { keeper, _expiry: expiry, forgetting })
+    Ok(Kept { keeper, work: Arc::new(MemoryWork::default()), _expiry: expiry, forgetting })
 }
 
 /// Removes from the cache what was computed for records that a replay has erased from MongoDB.

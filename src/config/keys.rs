@@ -54,6 +54,7 @@ pub const SECTIONS: &[(&str, &str)] = &[
     ("api", "What clients reach, and how much they may ask for."),
     ("database", "Where inferences and jobs are kept, which of them, and how long."),
     ("cache", "Where results already computed are found again."),
+    ("jobs", "What is accepted now and done later: asynchronous inferences, batches, callbacks."),
     (
         "ai",
         "What is served, on what device, in what batches. A model's manifest.toml may override the batching limits.",
@@ -222,6 +223,22 @@ pub const KEYS: &[Key] = &[
         effect: Effect::Restart,
         field: |s| &mut s.cache.timeout,
         doc: "How long Redis may take to answer before it counts as a miss. After a few such it is passed over until it answers again.",
+    },
+    Key {
+        section: "jobs",
+        name: "max_concurrency",
+        alias: None,
+        effect: Effect::Restart,
+        field: |s| &mut s.jobs.max_concurrency,
+        doc: "Background tasks that this server runs at once.",
+    },
+    Key {
+        section: "jobs",
+        name: "lease",
+        alias: None,
+        effect: Effect::Restart,
+        field: |s| &mut s.jobs.lease,
+        doc: "How long the tasks of a server that gives no sign of life wait before another one takes them. Keep it far above the difference between the servers' clocks.",
     },
     Key {
         section: "ai",

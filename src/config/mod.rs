@@ -29,6 +29,7 @@ pub struct Settings {
     pub api: Api,
     pub database: Database,
     pub cache: Cache,
+    pub jobs: Jobs,
     pub ai: Ai,
     pub log: Log,
 }
@@ -68,6 +69,15 @@ pub struct Cache {
     pub max_bytes: ByteSize,
     /// What Redis may take before it counts as a miss.
     pub timeout: Duration,
+}
+
+/// `[jobs]`: what is accepted now and done later.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Jobs {
+    /// Tasks that this server runs at once.
+    pub max_concurrency: usize,
+    /// How long a server that gives no sign of life keeps a task.
+    pub lease: Duration,
 }
 
 /// `[ai]`: what is served, on what, in what batches.
@@ -151,6 +161,7 @@ impl Default for Settings {
                 // A healthy Redis answers in well under a millisecond; computing again takes a few.
                 timeout: Duration::from_millis(20),
             },
+            jobs: Jobs { max_concurrency: 4, lease: Duration::from_secs(30) },
             ai: Ai {
                 models: Vec::new(),
                 models_dir: None,

@@ -1,6 +1,7 @@
 //! From file, environment and command line to checked settings, with every fault on the way.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
@@ -257,6 +258,9 @@ impl Reader {
         }
         if settings.database.replica_set.is_some() && settings.database.url == DatabaseUrl::Embedded {
             fault("database", "replica_set", "needs a MongoDB database.url".to_string());
+        }
+        if settings.jobs.lease < Duration::from_secs(1) {
+            fault("jobs", "lease", "must be at least 1s".to_string());
         }
         if matches!(ai.device, DeviceSpec::Cuda(_)) && !cfg!(feature = "cuda") {
             let why = format!("{} needs a build with the feature `cuda`; this build computes on the CPU", ai.device);

@@ -24,6 +24,7 @@ pub mod open;
 pub mod query;
 pub mod record;
 pub mod redis;
+pub mod work;
 
 use async_trait::async_trait;
 

@@ -10,11 +10,14 @@ use axum::http::{HeaderMap, Request, StatusCode};
 use eremois::api::{ApiSettings, ApiState, BuildInfo};
 use eremois::inference::Inferences;
 use eremois::inference::keep::{KeepSettings, Keeper, KeptInput, Scope};
+use eremois::jobs::Tasks;
 use eremois::serve::policy::BatchLimits;
 use eremois::serve::{Engine, Health, Settings};
 use eremois::store::cache::Cache;
 use eremois::store::durable::Durable;
 use eremois::store::memory::Memory;
+use eremois::store::work::dispatch::LocalDispatch;
+use eremois::store::work::memory::MemoryWork;
 use http_body_util::BodyExt;
 use serde_json::Value;
 use tower::ServiceExt;
@@ -101,9 +104,11 @@ pub async fn server_that_keeps(
     let keep = KeepSettings { scope, input: KeptInput::Full, timeout: LONG };
     let store = Arc::new(Memory::default());
     let keeper = Arc::new(Keeper::new(inferences.clone(), Arc::new(Durable::local(store.clone())), keep));
+    let tasks = Tasks { work: Arc::new(MemoryWork::default()), dispatch: Arc::new(LocalDispatch::default()) };
     let state = ApiState {
         engine: engine.clone(),
         keeper,
+        tasks,
         settings: Arc::new(settings),
         metrics: Arc::new(|| "# no recorder here\n".to_string()),
         build: BuildInfo { version: "0.0.0".into(), commit: Some("abc".into()) },
