@@ -109,6 +109,7 @@ pub enum TaskKind {
 }
 
 impl TaskKind {
+    /// Every kind.
     pub const ALL: &'static [Self] = &[Self::Inference, Self::Callback, Self::Batch, Self::Chunk];
 
     /// The word of every store, log and metric.
