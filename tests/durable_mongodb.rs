@@ -24,7 +24,7 @@ use common::records::record;
 use common::servers::mongodb::MongoDb;
 
 /// Half of them with idempotency keys.
-const NUM_WRITERS: usize = 16;
+const NUM_WRITERS: usize = 4;
 
 async fn opened(server: &MongoDb, path: &std::path::Path) -> Arc<Durable> {
     let url = server.url_of("durable");

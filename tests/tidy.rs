@@ -17,7 +17,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("lib", &["api", "app", "cli", "config", "inference", "jobs", "load", "model", "ops", "serve", "store"]),
     ("cli", &["app", "config", "load", "model", "ops", "serve", "store"]),
     ("app", &["api", "config", "inference", "jobs", "model", "ops", "serve", "store"]),
-    ("config", &["api", "model", "ops", "serve", "store"]),
+    ("config", &["api", "jobs", "model", "ops", "serve", "store"]),
     ("api", &["inference", "jobs", "model", "serve", "store"]),
     ("jobs", &["inference", "model", "serve", "store"]),
     ("inference", &["model", "serve", "store"]),
@@ -39,7 +39,7 @@ const SHARED: &[&str] = &["request", "output", "error", "metrics", "Error", "Res
 const CRATES: &[(&str, &[&str])] = &[
     ("axum", &["api", "app"]),
     ("tower_http", &["api"]),
-    ("hyper", &["api", "app", "load"]),
+    ("hyper", &["api", "app", "jobs", "load"]),
     ("utoipa", &["api"]),
     ("utoipa_swagger_ui", &["api"]),
     ("candle_core", &["model", "ops"]),

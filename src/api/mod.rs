@@ -5,7 +5,7 @@
 //! `inputs` is the text-or-token-ids field, `write` makes JSON of floats, `status` turns an error into
 //! an answer, `observe` is the outermost layer.
 
-mod app;
+pub mod app;
 pub mod docs;
 pub mod status;
 pub mod write;
@@ -28,6 +28,8 @@ use axum::middleware::{from_fn, from_fn_with_state};
 
 use crate::inference::keep::Keeper;
 use crate::jobs::Tasks;
+use crate::jobs::callback::Policy;
+use crate::jobs::inference::Later;
 use crate::serve::Engine;
 use status::Fault;
 
@@ -41,6 +43,8 @@ pub struct ApiState {
     pub keeper: Arc<Keeper>,
     /// Where what is done later is handed in.
     pub tasks: Tasks,
+    /// Accepts inferences that are computed later.
+    pub later: Arc<Later>,
     pub settings: Arc<ApiSettings>,
     /// The metrics in Prometheus' text format, for `/metrics`.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
@@ -57,7 +61,7 @@ impl ApiState {
 }
 
 /// The checked settings of `[api]` that concern requests.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ApiSettings {
     /// Longest body of a request, in bytes. At least 1.
     pub max_body_bytes: usize,
@@ -69,6 +73,8 @@ pub struct ApiSettings {
     pub url: Option<String>,
     /// The API's version, for the OpenAPI document.
     pub version: String,
+    /// Where callbacks may go; `None`: there are none.
+    pub callbacks: Option<Policy>,
 }
 
 impl Default for ApiSettings {
@@ -80,6 +86,7 @@ impl Default for ApiSettings {
             timeout: Duration::from_secs(30),
             url: None,
             version: "v1".to_string(),
+            callbacks: None,
         }
     }
 }

@@ -13,6 +13,7 @@ use futures::FutureExt;
 
 use super::{ApiState, app, openai, tei};
 use crate::Error;
+use crate::store::record::Failure;
 
 /// Everything a handler or a layer answers instead of a result.
 #[derive(Debug, Clone, PartialEq)]
@@ -243,6 +244,21 @@ impl Fault {
             },
             _ => None,
         }
+    }
+}
+
+/// How a failure is kept: what a synchronous answer of the application API would have said.
+pub fn failure_of(error: &Error) -> Failure {
+    let fault = Fault::Error(error.clone());
+    let class = fault.class();
+    if let Some(cause) = fault.cause() {
+        tracing::error!(kind = class.kind.as_str(), cause, "an inference failed");
+    }
+    Failure {
+        kind: class.kind.as_str().to_string(),
+        status: class.status.as_u16(),
+        message: fault.message(),
+        field: fault.field().map(str::to_string),
     }
 }
 

@@ -1,14 +1,20 @@
 //! Background work of the settings: where it is, and who does it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::store::Kept;
+use crate::api::{self, status};
 use crate::config::Jobs;
+use crate::inference::keep::Keeper;
 use crate::jobs::Tasks;
+use crate::jobs::callback::guard::Guard;
+use crate::jobs::callback::{self, Callback, Policy};
+use crate::jobs::inference::Inference;
 use crate::jobs::runner::{Handler, Options, Runner};
 use crate::store::work::TaskKind;
 use crate::store::work::dispatch::LocalDispatch;
@@ -19,9 +25,24 @@ pub fn tasks(kept: &Kept) -> Tasks {
 }
 
 /// Who does tasks of which kind.
-pub fn handlers() -> Vec<(TaskKind, Arc<dyn Handler>)> {
-    Vec::new()
+pub fn handlers(keeper: &Arc<Keeper>, tasks: &Tasks, settings: &Jobs) -> Vec<(TaskKind, Arc<dyn Handler>)> {
+    let inference = Inference::new(keeper.clone(), tasks.clone(), status::failure_of);
+    let mut handlers: Vec<(TaskKind, Arc<dyn Handler>)> = vec![(TaskKind::Inference, Arc::new(inference))];
+    if let Some(policy) = policy(settings) {
+        let callback = Callback::new(keeper.store().clone(), policy, callback::Options::default(), api::app::render);
+        handlers.push((TaskKind::Callback, Arc::new(callback)));
+    }
+    handlers
 }
+
+/// Where callbacks may go; `None`: there are none.
+pub fn policy(settings: &Jobs) -> Option<Policy> {
+    let guard = Guard::new(settings.callback_networks.0.clone());
+    settings.callback_secret.clone().map(|secret| Policy { secret, guard })
+}
+
+/// Between two looks whether the models are loaded.
+const START_POLL: Duration = Duration::from_millis(20);
 
 /// Tasks being run.
 pub struct Running {
@@ -31,13 +52,28 @@ pub struct Running {
 }
 
 impl Running {
-    /// Begins to run tasks. Call it within a runtime.
-    pub fn start(handlers: Vec<(TaskKind, Arc<dyn Handler>)>, tasks: Tasks, settings: &Jobs) -> Self {
-        let (stop, stopped) = oneshot::channel();
+    /// Begins to run tasks as soon as `starting` is over: before, a model that is not loaded yet would be taken for one
+    /// that does not exist. Call it within a runtime.
+    pub fn start(
+        handlers: Vec<(TaskKind, Arc<dyn Handler>)>,
+        tasks: Tasks,
+        settings: &Jobs,
+        starting: Arc<AtomicBool>,
+    ) -> Self {
+        let (stop, mut stopped) = oneshot::channel();
         let options =
             Options { max_concurrency: settings.max_concurrency, lease: settings.lease, ..Options::default() };
         let runner = Runner::new(tasks, handlers, options);
-        Self { stop, task: tokio::spawn(runner.run(stopped)) }
+        let task = tokio::spawn(async move {
+            while starting.load(Ordering::Relaxed) {
+                tokio::select! {
+                    _ = &mut stopped => return,
+                    () = tokio::time::sleep(START_POLL) => {}
+                }
+            }
+            runner.run(stopped).await;
+        });
+        Self { stop, task }
     }
 
     /// Runs no more tasks; what has not ended in this time is given back.

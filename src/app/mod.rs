@@ -28,6 +28,7 @@ use crate::config::{Loaded, Settings, Sources};
 use crate::inference::keep::Keeper;
 use crate::inference::{self, Inferences};
 use crate::jobs::Tasks;
+use crate::jobs::inference::Later;
 use crate::metrics::{BUILD, Metrics, UPKEEP_INTERVAL};
 use crate::ops::monitor;
 use crate::serve::{self, Engine, Health};
@@ -115,7 +116,12 @@ pub async fn run_models(
     let starting = Arc::new(AtomicBool::new(true));
     let state = api_state(&engine, &kept.keeper, &tasks, &settings, &metrics, &starting);
     let router = api::router(state);
-    let jobs = jobs::Running::start(jobs::handlers(), tasks, &settings.jobs);
+    let jobs = jobs::Running::start(
+        jobs::handlers(&kept.keeper, &tasks, &settings.jobs),
+        tasks,
+        &settings.jobs,
+        starting.clone(),
+    );
     let connections = Connections::serve(listener, router);
     let reloader = Reloader {
         sources,
@@ -175,12 +181,14 @@ fn api_state(
         timeout: api.timeout,
         url: api.url.as_ref().map(|url| url.0.clone()),
         version: api.version.to_string(),
+        callbacks: jobs::policy(&settings.jobs),
     };
     let metrics = metrics.clone();
     ApiState {
         engine: engine.clone(),
         keeper: keeper.clone(),
         tasks: tasks.clone(),
+        later: Arc::new(Later::start(keeper.clone(), tasks.clone())),
         settings: Arc::new(api_settings),
         metrics: Arc::new(move || metrics.render()),
         build: BuildInfo { version: BUILD.version.to_string(), commit: Some(BUILD.commit.to_string()) },

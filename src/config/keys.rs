@@ -241,6 +241,22 @@ pub const KEYS: &[Key] = &[
         doc: "How long the tasks of a server that gives no sign of life wait before another one takes them. Keep it far above the difference between the servers' clocks.",
     },
     Key {
+        section: "jobs",
+        name: "callback_secret",
+        alias: None,
+        effect: Effect::Restart,
+        field: |s| &mut s.jobs.callback_secret,
+        doc: "The key that callbacks of asynchronous inferences are signed with, as Standard Webhooks writes it. Make one with: echo whsec_$(openssl rand -base64 32). Empty: requests with a callback are refused.",
+    },
+    Key {
+        section: "jobs",
+        name: "callback_networks",
+        alias: None,
+        effect: Effect::Restart,
+        field: |s| &mut s.jobs.callback_networks,
+        doc: "Networks that callbacks may reach although they are not public, for clients on your own network. Whoever may send requests can then have this server post to anything in them.",
+    },
+    Key {
         section: "ai",
         name: "models",
         alias: None,

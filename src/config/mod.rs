@@ -17,11 +17,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::jobs::callback::sign::Secret;
 use crate::ops::device::DeviceSpec;
 use crate::serve::policy::BatchLimits;
 pub use read::{Loaded, Origin, Sources};
 use values::ByteSize;
-use words::{ApiVersion, CacheUrl, DatabaseUrl, HttpUrl, LogFilter, LogFormat, RecordScope, StoreInput};
+use words::{ApiVersion, CacheUrl, DatabaseUrl, HttpUrl, LogFilter, LogFormat, Networks, RecordScope, StoreInput};
 
 /// Every setting, checked. `docs/config.md` describes each one.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,6 +79,10 @@ pub struct Jobs {
     pub max_concurrency: usize,
     /// How long a server that gives no sign of life keeps a task.
     pub lease: Duration,
+    /// What callbacks are signed with; `None`: there are none.
+    pub callback_secret: Option<Secret>,
+    /// Networks that are not public and that callbacks may reach.
+    pub callback_networks: Networks,
 }
 
 /// `[ai]`: what is served, on what, in what batches.
@@ -161,7 +166,12 @@ impl Default for Settings {
                 // A healthy Redis answers in well under a millisecond; computing again takes a few.
                 timeout: Duration::from_millis(20),
             },
-            jobs: Jobs { max_concurrency: 4, lease: Duration::from_secs(30) },
+            jobs: Jobs {
+                max_concurrency: 16,
+                lease: Duration::from_secs(30),
+                callback_secret: None,
+                callback_networks: Networks::default(),
+            },
             ai: Ai {
                 models: Vec::new(),
                 models_dir: None,

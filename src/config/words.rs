@@ -2,10 +2,11 @@
 
 use super::values::{Field, Raw, TextValue, quote, set_text, text_field};
 use crate::Error;
+use crate::jobs::callback::sign::Secret;
 use crate::ops::device::DeviceSpec;
 use crate::store::redis::address::Address;
 
-text_field!(ApiVersion, DatabaseUrl, CacheUrl, RecordScope, StoreInput, DeviceSpec, LogFormat, LogFilter);
+text_field!(Networks, ApiVersion, DatabaseUrl, CacheUrl, RecordScope, StoreInput, DeviceSpec, LogFormat, LogFilter);
 
 /// The version of the application API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -230,6 +231,37 @@ impl TextValue for LogFilter {
     }
     fn text(&self) -> String {
         self.0.clone()
+    }
+}
+
+/// The key of callbacks. It is shown nowhere.
+impl TextValue for Secret {
+    const FORM: &'static str = "`whsec_` and base64 of 24 to 64 random bytes";
+    fn parse(text: &str) -> Result<Self, String> {
+        // What was written is not repeated: it may be nearly right.
+        Secret::parse(text)
+    }
+    fn text(&self) -> String {
+        "***".to_string()
+    }
+}
+
+/// Networks by address and length of their prefix.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Networks(pub Vec<ipnet::IpNet>);
+
+impl TextValue for Networks {
+    const FORM: &'static str = "networks such as \"10.0.0.0/8, fd00::/8\", separated by commas";
+    fn parse(text: &str) -> Result<Self, String> {
+        let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+        let network = |word: &str| {
+            let one = word.parse::<std::net::IpAddr>().map(ipnet::IpNet::from);
+            word.parse().or(one).map_err(|_| format!("expected {}, got {word:?}", Self::FORM))
+        };
+        words.map(network).collect::<Result<_, _>>().map(Self)
+    }
+    fn text(&self) -> String {
+        self.0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     }
 }
 

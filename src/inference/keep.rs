@@ -71,10 +71,20 @@ pub struct Kept {
     pub computed: Option<Computed>,
 }
 
+/// A submission that is computed later, as it is kept.
+#[derive(Debug)]
+pub struct Accepted {
+    pub record: Record,
+    /// Whether it was accepted before, under the same idempotency key.
+    pub is_known: bool,
+}
+
 /// What became of a user's erasure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Erased {
     pub num_records: u64,
+    /// Those that were to be computed yet.
+    pub unfinished: Vec<InferenceId>,
     /// Whether what was computed for them is known to be gone from the cache.
     pub is_cache_clear: bool,
 }
@@ -138,7 +148,7 @@ impl Keeper {
     pub async fn run(&self, submission: Submission) -> Result<Kept> {
         let created = Instant::now();
         let id = InferenceId::new();
-        let hash = submission.idempotency_key.as_ref().map(|_| request_hash(&submission));
+        let hash = submission.idempotency_key.as_ref().map(|_| request_hash(&submission, When::Now));
         if let (Some(_), Some(hash)) = (&submission.idempotency_key, &hash)
             && let Some(record) = self.reserve(id, &submission, hash).await?
         {
@@ -159,6 +169,29 @@ impl Keeper {
         }
     }
 
+    /// Keeps a submission that is computed later. When this returns without an error its record is durable, as queued.
+    ///
+    /// Errors: `Invalid` for a key that came with another request before; `Conflict` for one whose first request is being
+    /// computed; `StoreUnavailable` and `JournalFull` where it cannot be kept.
+    pub async fn accept(&self, submission: &Submission, callback: Option<String>) -> Result<Accepted> {
+        let when = When::Later { callback: callback.as_deref() };
+        let hash = submission.idempotency_key.as_ref().map(|_| request_hash(submission, when));
+        let mut facts = facts(submission, Status::Queued, self.settings.input);
+        facts.callback = callback;
+        facts.idempotency_key = submission.idempotency_key.clone();
+        facts.request_hash = hash.clone();
+        let record = Record { id: InferenceId::new(), facts, output: None };
+        let known = match &hash {
+            Some(hash) => self.take_key(&record, hash).await?,
+            None => {
+                self.store.put(std::slice::from_ref(&record)).await?;
+                None
+            }
+        };
+        let is_known = known.is_some();
+        Ok(Accepted { record: known.unwrap_or(record), is_known })
+    }
+
     /// The record of a result that is not kept, for its answer.
     pub fn unstored_record(&self, submission: &Submission, computed: &Computed) -> Record {
         succeeded(InferenceId::new(), submission, None, computed, KeptInput::None)
@@ -166,13 +199,18 @@ impl Keeper {
 
     /// Takes the idempotency key, or returns the final record that has it.
     async fn reserve(&self, id: InferenceId, submission: &Submission, hash: &str) -> Result<Option<Record>> {
-        let reservation = Record { id, facts: facts(submission, Status::Running, self.settings.input), output: None };
-        let mut reservation = reservation;
-        reservation.facts.request_hash = Some(hash.to_string());
-        reservation.facts.idempotency_key = submission.idempotency_key.clone();
+        let mut facts = facts(submission, Status::Running, self.settings.input);
+        facts.request_hash = Some(hash.to_string());
+        facts.idempotency_key = submission.idempotency_key.clone();
+        self.take_key(&Record { id, facts, output: None }, hash).await
+    }
+
+    /// Writes a record whose key may be taken. Returns the record that has it, where that was accepted for later or is
+    /// final.
+    async fn take_key(&self, record: &Record, hash: &str) -> Result<Option<Record>> {
         // Twice: the second time after an abandoned reservation was removed.
         for _ in 0..2 {
-            let found = match self.store.insert(&reservation).await? {
+            let found = match self.store.insert(record).await? {
                 Inserted::New => return Ok(None),
                 Inserted::Exists(found) => found,
             };
@@ -180,7 +218,8 @@ impl Keeper {
                 let reason = format!("was used with another request, inference {}", found.id);
                 return Err(Error::Invalid { field: "idempotency-key".to_string(), reason });
             }
-            if found.facts.status.is_final() {
+            // Only what is computed later is queued, and the hash says that this one is too.
+            if found.facts.status.is_final() || found.facts.status == Status::Queued {
                 return Ok(Some(*found));
             }
             let longest = SignedDuration::try_from(self.settings.timeout * 2).unwrap_or(SignedDuration::MAX);
@@ -224,10 +263,12 @@ impl Keeper {
     pub async fn erase_user(&self, user: &str) -> Result<Erased> {
         // Records that the store still has are not among those returned, so nobody can name their results yet.
         let is_all_there = self.store.state() == State::Healthy;
-        let mut erased = Erased { num_records: 0, is_cache_clear: is_all_there };
+        let mut erased = Erased { num_records: 0, unfinished: Vec::new(), is_cache_clear: is_all_there };
         loop {
             let records = self.store.erase_user(user, ERASED_AT_A_TIME).await?;
             erased.num_records += records.len() as u64;
+            let unfinished = records.iter().filter(|record| !record.facts.status.is_final());
+            erased.unfinished.extend(unfinished.map(|record| record.id));
             erased.is_cache_clear &= self.forget(&records).await;
             if records.len() < ERASED_AT_A_TIME {
                 return Ok(erased);
@@ -285,14 +326,21 @@ fn succeeded(
     computed: &Computed,
     kept: KeptInput,
 ) -> Record {
+    let mut facts = facts(submission, Status::Running, kept);
+    facts.idempotency_key = submission.idempotency_key.clone();
+    facts.request_hash = hash;
+    completed(Record { id, facts, output: None }, computed)
+}
+
+/// An unfinished record with its result.
+pub fn completed(mut record: Record, computed: &Computed) -> Record {
     let us = |time: Duration| time.as_micros() as u64;
     let phases = computed.phases;
-    let mut facts = facts(submission, Status::Succeeded, kept);
+    let facts = &mut record.facts;
+    facts.status = Status::Succeeded;
     facts.model = computed.info.name.to_string();
     facts.version = computed.info.version.clone();
     facts.completed_at = Some(record::now());
-    facts.idempotency_key = submission.idempotency_key.clone();
-    facts.request_hash = hash;
     facts.usage = StoredUsage {
         num_tokens: computed.usage.num_tokens as u64,
         num_chars: computed.usage.num_chars as u64,
@@ -306,7 +354,8 @@ fn succeeded(
         total_us: us(phases.total),
     };
     let rows = computed.rows.iter().map(|row: &Row| row.to_vec()).collect();
-    Record { id, facts, output: Some(StoredOutput::Embeddings(Arc::new(rows))) }
+    record.output = Some(StoredOutput::Embeddings(Arc::new(rows)));
+    record
 }
 
 /// How a failure is kept; `None` for a refusal, which did nothing and says nothing of the model.
@@ -320,16 +369,26 @@ fn failure_of(error: &Error) -> Option<Failure> {
     Some(Failure { kind: kind.to_string(), status, message, field: None })
 }
 
+/// When a submission is computed.
+#[derive(Clone, Copy)]
+enum When<'a> {
+    Now,
+    Later { callback: Option<&'a str> },
+}
+
 /// Names a request, so that the same key with another one can be told: everything that decides what is computed and
 /// what is kept of it.
-fn request_hash(submission: &Submission) -> String {
-    let request = serde_json::json!([
+fn request_hash(submission: &Submission, when: When<'_>) -> String {
+    let mut request = serde_json::json!([
         submission.request.model,
         input_value(&submission.request.inputs),
         submission.parameters,
         submission.user,
         submission.metadata,
     ]);
+    if let (When::Later { callback }, Some(parts)) = (when, request.as_array_mut()) {
+        parts.push(serde_json::json!({ "later": callback }));
+    }
     blake3::hash(request.to_string().as_bytes()).to_hex().to_string()
 }
 

@@ -116,6 +116,11 @@ impl Inferences {
         Passage::new(through, info, form, request, start).await?.run(cache_use).await
     }
 
+    /// What can be said of a request before it is computed. Errors: `UnknownModel`, `Invalid`.
+    pub fn check(&self, request: &Request) -> Result<()> {
+        self.engine.check(request)
+    }
+
     /// The names of the results of an inference's inputs: what [`Inferences::forget`] removes.
     ///
     /// `None` where this version of the model is not served, or does not take these parameters: then nobody can name

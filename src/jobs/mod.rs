@@ -9,6 +9,8 @@
 //! A task may be run more than once: its process may die, or be slow to keep its lease. What comes of it is written
 //! once, by an id that was made when it was accepted.
 
+pub mod callback;
+pub mod inference;
 pub mod runner;
 
 use std::sync::Arc;
@@ -23,6 +25,7 @@ use crate::store::work::{Task, Work};
 /// Registers help and unit of every metric of this room. Call it once, after the recorder is installed.
 pub fn describe_metrics() {
     runner::describe_metrics();
+    callback::describe_metrics();
 }
 
 /// Where tasks are, and who is told of them.

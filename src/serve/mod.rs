@@ -117,6 +117,13 @@ impl Engine {
         self.find(request.model.as_deref())?.embed(request, start).await
     }
 
+    /// What can be said of a request before it is tokenised, for one that is computed later.
+    ///
+    /// Errors: `UnknownModel`; `Invalid` for parameters that the model does not take.
+    pub fn check(&self, request: &Request) -> Result<()> {
+        self.find(request.model.as_deref())?.check(&request.params)
+    }
+
     /// The tokens of texts, off the async threads.
     ///
     /// Errors: `UnknownModel`, `Empty`, `TooLarge`, `QueueFull`, `Draining`, and the encoder's.

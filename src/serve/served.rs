@@ -87,6 +87,11 @@ impl Served {
         result
     }
 
+    /// Errors: `Invalid` for parameters that this model does not take.
+    pub fn check(&self, params: &EmbedParams) -> Result<()> {
+        Form::of(&self.info, params).map(drop)
+    }
+
     async fn embed_uncounted(&self, request: Request, start: Instant) -> Result<Output> {
         let Request { model: _, inputs, params, deadline, priority: _ } = request;
         let form = Form::of(&self.info, &params)?;

@@ -11,6 +11,7 @@ use eremois::api::{ApiSettings, ApiState, BuildInfo};
 use eremois::inference::Inferences;
 use eremois::inference::keep::{KeepSettings, Keeper, KeptInput, Scope};
 use eremois::jobs::Tasks;
+use eremois::jobs::inference::Later;
 use eremois::serve::policy::BatchLimits;
 use eremois::serve::{Engine, Health, Settings};
 use eremois::store::cache::Cache;
@@ -107,8 +108,9 @@ pub async fn server_that_keeps(
     let tasks = Tasks { work: Arc::new(MemoryWork::default()), dispatch: Arc::new(LocalDispatch::default()) };
     let state = ApiState {
         engine: engine.clone(),
-        keeper,
-        tasks,
+        keeper: keeper.clone(),
+        tasks: tasks.clone(),
+        later: Arc::new(Later::start(keeper.clone(), tasks.clone())),
         settings: Arc::new(settings),
         metrics: Arc::new(|| "# no recorder here\n".to_string()),
         build: BuildInfo { version: "0.0.0".into(), commit: Some("abc".into()) },

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -15,11 +15,13 @@ use super::super::phases::{Served, attach};
 use super::super::status::Fault;
 use super::super::{ApiState, write};
 use super::PREFIX;
+use super::records::num_floats;
 use super::wire::{Inference, Parts, push_inference, push_record};
 use crate::inference::CacheUse;
-use crate::inference::keep::{Kept, Scope, Submission};
+use crate::inference::keep::{Accepted, Kept, Scope, Submission};
 use crate::inference::stored_form::parameters_of;
 use crate::request::{EmbedParams, Priority, Request as Embed, Truncation, TruncationDirection};
+use crate::store::record::Record;
 use crate::{Error, Result};
 
 /// Limits of what a client may attach, those of OpenAI's metadata.
@@ -56,6 +58,21 @@ pub struct InferenceBody {
     pub metadata: BTreeMap<String, String>,
     /// Whether the result is kept. Unless set, it is where the server keeps results (`database.record`).
     pub store: Option<bool>,
+    /// `sync`, the default, answers with the result; `async` answers at once, and the result is at `Location` later.
+    #[serde(default)]
+    pub mode: Mode,
+    /// With `async`: a URL that the result is posted to, signed as Standard Webhooks says, until it answers 2xx.
+    #[schema(max_length = 2048, example = "https://example.com/results")]
+    pub callback: Option<String>,
+}
+
+/// When a result is answered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    #[default]
+    Sync,
+    Async,
 }
 
 /// What is computed.
@@ -106,13 +123,18 @@ impl From<Parameters> for EmbedParams {
     request_body(content = InferenceBody, examples(
         ("one text" = (value = json!({"model": "all-MiniLM-L6-v2", "input": "The quick brown fox"}))),
         ("for a user, with metadata" = (value = json!({"model": "all-MiniLM-L6-v2", "input": ["w1 w2", "w3"], "user": "u-17", "metadata": {"order": "4711"}}))),
+        ("later" = (value = json!({"model": "all-MiniLM-L6-v2", "input": "w1", "mode": "async"}))),
         ("not kept" = (value = json!({"model": "all-MiniLM-L6-v2", "input": "w1", "store": false, "parameters": {"dimensions": 8}}))),
     )),
     params(
         ("Idempotency-Key" = Option<String>, Header, description = "At most 255 visible ASCII characters. The same request with the same key is computed once; its later answers are the first one's record, with the header `idempotency-replayed: true`."),
         ("Cache-Control" = Option<String>, Header, description = "`no-cache`: results of the cache are not used; `no-store`: the cache is passed over"),
     ),
-    responses((status = 200, body = Inference, description = "The inference with its output"), Refusals),
+    responses(
+        (status = 200, body = Inference, description = "The inference with its output"),
+        (status = 202, body = Inference, description = "`mode: async`: it will be computed; `Location` is where it is found"),
+        Refusals,
+    ),
 )]
 pub async fn create(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
     let idempotency_key = idempotency_key(request.headers())?;
@@ -120,6 +142,8 @@ pub async fn create(State(state): State<ApiState>, request: Request) -> Result<R
     let scope = state.keeper.settings().scope;
     let is_stored = body.store.unwrap_or(scope != Scope::None);
     check(&body, is_stored, scope, idempotency_key.is_some())?;
+    check_callback(&state, &body)?;
+    let (mode, callback) = (body.mode, body.callback);
     let inputs = body.input.checked("input", state.settings.max_client_batch_size)?;
     let params = EmbedParams::from(body.parameters);
     let parameters = parameters_of(&params);
@@ -136,9 +160,12 @@ pub async fn create(State(state): State<ApiState>, request: Request) -> Result<R
         idempotency_key,
         cache_use,
     };
+    if mode == Mode::Async {
+        return accepted(&state, &submission, callback).await;
+    }
     let Kept { record, computed } = state.keeper.run(submission).await?;
     let parts = Parts { inputs: false, is_stored: true };
-    let location = format!("{PREFIX}/inferences/{}", record.id);
+    let location = location(&record);
     let served = computed.as_ref().map(Served::of);
     let num_floats = computed.as_ref().map_or(0, |c| c.rows.iter().map(|row| row.len()).sum());
     let mut response = write::offload(num_floats, move || {
@@ -150,9 +177,7 @@ pub async fn create(State(state): State<ApiState>, request: Request) -> Result<R
         Ok(out)
     })
     .await?;
-    if let Ok(location) = HeaderValue::try_from(location) {
-        response.headers_mut().insert(header::LOCATION, location);
-    }
+    response.headers_mut().extend(location);
     match served {
         Some(served) => attach(&mut response, served),
         None => {
@@ -160,6 +185,45 @@ pub async fn create(State(state): State<ApiState>, request: Request) -> Result<R
         }
     }
     Ok(response)
+}
+
+/// Accepts what is computed later: 202 and where it will be, or, for a key that was used before and whose inference has
+/// ended, 200 and the inference.
+async fn accepted(state: &ApiState, submission: &Submission, callback: Option<String>) -> Result<Response, Fault> {
+    let Accepted { record, is_known } = state.later.accept(submission, callback).await?;
+    let mut head = HeaderMap::from_iter(location(&record));
+    if is_known {
+        head.insert(REPLAYED, HeaderValue::from_static("true"));
+    }
+    let status = if record.facts.status.is_final() { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let num_floats = num_floats(&record);
+    let parts = Parts { inputs: false, is_stored: true };
+    let mut response = write::offload(num_floats, move || {
+        let mut out = write::buffer(num_floats);
+        push_record(&mut out, &record, parts)?;
+        Ok(out)
+    })
+    .await?;
+    *response.status_mut() = status;
+    response.headers_mut().extend(head);
+    Ok(response)
+}
+
+/// Where a record is found. An id is always a header's value.
+fn location(record: &Record) -> Option<(HeaderName, HeaderValue)> {
+    let path = format!("{PREFIX}/inferences/{}", record.id);
+    HeaderValue::try_from(path).ok().map(|path| (header::LOCATION, path))
+}
+
+/// Errors: `Invalid` and `TooLarge` naming `callback`.
+fn check_callback(state: &ApiState, body: &InferenceBody) -> Result<()> {
+    let Some(url) = &body.callback else { return Ok(()) };
+    let invalid = |reason: &str| Error::Invalid { field: "callback".to_string(), reason: reason.to_string() };
+    if body.mode != Mode::Async {
+        return Err(invalid("needs `mode: async`; the answer to this request brings the result"));
+    }
+    let unsigned = || invalid("this server sends none (jobs.callback_secret is not set)");
+    state.settings.callbacks.as_ref().ok_or_else(unsigned)?.check(url)
 }
 
 /// Computes and forgets. The answer has an id, which nobody will find.
@@ -194,6 +258,9 @@ fn check(body: &InferenceBody, is_stored: bool, scope: Scope, has_key: bool) -> 
         |field: &str, reason: &str| Err(Error::Invalid { field: field.to_string(), reason: reason.to_string() });
     if is_stored && scope == Scope::None {
         return invalid("store", "this server keeps no results (database.record is `none`)");
+    }
+    if body.mode == Mode::Async && !is_stored {
+        return invalid("mode", "`async` needs a result that is kept (`store: true`)");
     }
     if has_key && !is_stored {
         return invalid("idempotency-key", "needs a result that is kept (`store: true`)");

@@ -17,6 +17,8 @@ use super::status::Fault;
 use crate::store::record::InferenceId;
 use crate::{Error, Result};
 
+pub use wire::render;
+
 /// What every path of this API begins with; the version is the only one there is (`api.version`).
 pub const PREFIX: &str = "/api/v1";
 

@@ -49,7 +49,7 @@ pub fn num_floats(record: &Record) -> usize {
     }
 }
 
-/// Deletes an inference from the store. What was computed for it may stay in the cache until its time is over.
+/// Deletes an inference from the store; one that is not computed yet will not be. What was computed for it may stay in the cache until its time is over.
 #[utoipa::path(
     delete, path = "/api/v1/inferences/{id}", tag = "application",
     params(("id" = String, Path, description = "The `id` of an answer", example = "inf_019a7b2c3d4e7f80912a3b4c5d6e7f80")),
@@ -60,7 +60,7 @@ pub async fn remove(
     path: Result<Path<String>, PathRejection>,
 ) -> Result<StatusCode, Fault> {
     let id = id_of(path)?;
-    match state.keeper.store().delete(&id).await? {
+    match state.later.delete(&id).await? {
         true => Ok(StatusCode::NO_CONTENT),
         false => Err(not_found(&id).into()),
     }
@@ -144,6 +144,7 @@ pub async fn erase(
     let user = text_of(path, "user")?;
     check_user(&user)?;
     let erased = state.keeper.erase_user(&user).await?;
+    state.later.forget(&erased.unfinished).await?;
     let body = Erasure { deleted: erased.num_records, cache_cleared: erased.is_cache_clear };
     Ok(axum::Json(body).into_response())
 }

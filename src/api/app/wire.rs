@@ -17,7 +17,7 @@ pub struct Inference {
     id: String,
     #[schema(example = "inference")]
     object: String,
-    /// "running", "succeeded" or "failed".
+    /// "queued" (`mode: async`), "running", "succeeded" or "failed".
     #[schema(example = "succeeded")]
     status: String,
     #[schema(example = "all-MiniLM-L6-v2")]
@@ -47,6 +47,8 @@ pub struct Inference {
     stored: bool,
     error: Option<Problem>,
     feedback: Vec<FeedbackItem>,
+    /// Where the result is posted to.
+    callback: Option<String>,
 }
 
 /// What was computed.
@@ -121,6 +123,13 @@ pub fn push_record(out: &mut Vec<u8>, record: &Record, parts: Parts) -> Result<(
     }
 }
 
+/// A record with its output: what a callback brings. Errors: as [`push_record`].
+pub fn render(record: &Record) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    push_record(&mut out, record, Parts { inputs: false, is_stored: true })?;
+    Ok(out)
+}
+
 /// Appends a record with these rows as its output.
 pub fn push_inference<R: Deref<Target = [f32]>>(
     out: &mut Vec<u8>,
@@ -177,6 +186,9 @@ fn facts(record: &Record, parts: Parts) -> serde_json::Value {
         }
         object["feedback"] = json!(facts.feedback);
     }
+    if let Some(callback) = &facts.callback {
+        object["callback"] = json!(callback);
+    }
     if let Some(failure) = &facts.error {
         object["error"] = json!({
             "type": format!("urn:eremois:problem:{}", failure.kind),
@@ -185,6 +197,9 @@ fn facts(record: &Record, parts: Parts) -> serde_json::Value {
             "detail": failure.message,
             "kind": failure.kind,
         });
+        if let Some(field) = &failure.field {
+            object["error"]["field"] = json!(field);
+        }
     }
     object
 }
