@@ -8,22 +8,29 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::process::{Answer, Client, Server, wait_for};
+use common::process::{Answer, Client, LONG, Server, wait_for};
 use common::servers::mongodb::MongoDb;
+use common::servers::redis::Redis;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 /// A model of small batches, so that a debug build answers in milliseconds.
 const SMALL: &str = "[ai]\nmax_batch_tokens = 256\nmax_batch_size = 16\n";
-const NUM_CLIENTS: usize = 8;
+const NUM_CLIENTS: usize = 32;
 
 /// How often a server is killed: a handful here, and 50 times by `EREMOIS_TEST_KILLS=50`.
 fn num_kills() -> usize {
     std::env::var("EREMOIS_TEST_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(4)
 }
 
+/// How many seconds a database stays away: few here, and 20 by `EREMOIS_TEST_OUTAGE=20`.
+fn outage() -> Duration {
+    let seconds = std::env::var("EREMOIS_TEST_OUTAGE").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(4))
+}
+
 fn settings(path: &Path, url: &str) -> String {
-    format!("[database]\npath = {path:?}\nurl = \"{url}\"\n{SMALL}")
+    format!("[database]\npath = {path:?}\nurl = \"{url}\"\n[jobs]\nlease = \"1s\"\n{SMALL}")
 }
 
 fn post(key: &str, body: &Value) -> Vec<u8> {
@@ -34,6 +41,12 @@ fn post(key: &str, body: &Value) -> Vec<u8> {
 
 fn json(answer: &Answer) -> Value {
     serde_json::from_str(&answer.body).expect("JSON")
+}
+
+/// Every fourth request is not waited for.
+fn body(client: usize, n: usize) -> Value {
+    let mode = if n % 4 == 3 { "async" } else { "sync" };
+    json!({"input": format!("text {n} of client {client}"), "user": "load", "mode": mode})
 }
 
 /// Clients that post until they are told to end, each request under a key of its own.
@@ -65,9 +78,8 @@ impl Load {
                         return;
                     }
                     let key = format!("{round}-{client}-{n}");
-                    let body = json!({"input": format!("text {n} of client {client}"), "user": "load"});
-                    match connection.send(&post(&key, &body)) {
-                        Ok(answer) if answer.status == 200 => {
+                    match connection.send(&post(&key, &body(client, n))) {
+                        Ok(answer) if matches!(answer.status, 200 | 202) => {
                             let id = json(&answer)["id"].as_str().expect("an id").to_string();
                             acknowledged.lock().push((key, id));
                         }
@@ -118,10 +130,20 @@ fn listed(server: &Server) -> BTreeSet<String> {
 #[test]
 fn a_server_killed_under_load_keeps_what_it_acknowledged() {
     let data = tempfile::tempdir().expect("a folder");
-    let settings = settings(data.path(), "embedded");
+    kill_under_load(&settings(data.path(), "embedded"));
+}
+
+#[test]
+fn a_server_killed_under_load_on_mongodb_and_redis_keeps_what_it_acknowledged() {
+    let (Some(mongo), Some(redis)) = (MongoDb::own(), Redis::start()) else { return };
+    let data = tempfile::tempdir().expect("a folder");
+    kill_under_load(&format!("{}[cache]\nurl = \"{}\"\n", settings(data.path(), &mongo.url()), redis.url()));
+}
+
+fn kill_under_load(settings: &str) {
     let mut all = Vec::new();
     for round in 0..num_kills() {
-        let mut server = Server::ready(&settings);
+        let mut server = Server::ready(settings);
         let load = Load::start(&server, &round.to_string());
         // Another moment each time; what varies more is the machine.
         std::thread::sleep(Duration::from_millis(150 + (round as u64 * 173) % 500));
@@ -130,24 +152,36 @@ fn a_server_killed_under_load_keeps_what_it_acknowledged() {
         let (acknowledged, unanswered, _) = load.end();
         all.extend(acknowledged);
 
-        let server = Server::ready(&settings);
-        let found = listed(&server);
-        for (_, id) in &all {
-            assert!(found.contains(id), "round {round}: {id} was acknowledged and is gone");
-        }
+        let server = Server::ready(settings);
+        assert_found(&server, &all);
         // Who has no answer asks again and gets the record, or the request that is not known is computed now; a
         // reservation that the end has left behind is told as such.
         let mut client = Client::connect(server.address).expect("a connection");
         for key in unanswered {
             let (client_number, n) = key[key.find('-').expect("a key") + 1..].split_once('-').expect("a key");
-            let body = json!({"input": format!("text {n} of client {client_number}"), "user": "load"});
+            let body = body(client_number.parse().expect("a number"), n.parse().expect("a number"));
             let answer = client.send(&post(&key, &body)).expect("an answer");
-            assert!(matches!(answer.status, 200 | 409), "{answer:?}");
+            assert!(matches!(answer.status, 200 | 202 | 409), "{answer:?}");
         }
         let keys: BTreeSet<&String> = all.iter().map(|(key, _)| key).collect();
         assert_eq!(keys.len(), all.len());
     }
     assert!(all.len() > num_kills(), "too little was done to show anything: {}", all.len());
+}
+
+/// Everything that was acknowledged is there once and whole, what was only accepted as soon as it is computed.
+fn assert_found(server: &Server, acknowledged: &[(String, String)]) {
+    let mut missing = Vec::new();
+    let start = std::time::Instant::now();
+    while start.elapsed() < LONG {
+        let found = listed(server);
+        missing = acknowledged.iter().filter(|(_, id)| !found.contains(id)).collect();
+        if missing.is_empty() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("{} of {} were acknowledged and are gone: {missing:?}", missing.len(), acknowledged.len());
 }
 
 #[test]
@@ -168,7 +202,7 @@ fn results_go_to_the_journal_while_mongodb_is_away() {
     let load = Load::start(&server, "m");
     std::thread::sleep(Duration::from_millis(500));
     mongo.daemon().kill();
-    std::thread::sleep(Duration::from_secs(4));
+    std::thread::sleep(outage());
     // Nobody who wants nothing kept notices.
     let body = json!({"input": "not kept", "store": false}).to_string();
     let head = "POST /api/v1/inferences HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n";
@@ -184,9 +218,32 @@ fn results_go_to_the_journal_while_mongodb_is_away() {
     std::thread::sleep(Duration::from_millis(500));
     let (acknowledged, unanswered, _) = load.end();
     assert!(unanswered.is_empty(), "{unanswered:?}");
-    let found = listed(&server);
-    for (key, id) in &acknowledged {
-        assert!(found.contains(id), "{key} {id} was acknowledged and is gone");
-    }
+    assert_found(&server, &acknowledged);
     assert_eq!(acknowledged.iter().map(|(_, id)| id).collect::<BTreeSet<_>>().len(), acknowledged.len());
+}
+
+#[test]
+fn redis_away_costs_nobody_an_answer() {
+    let Some(redis) = Redis::start() else { return };
+    let data = tempfile::tempdir().expect("a folder");
+    let settings = format!("{}[cache]\nurl = \"{}\"\n", settings(data.path(), "embedded"), redis.url());
+    let server = Server::ready(&settings);
+    let load = Load::start(&server, "r");
+    std::thread::sleep(Duration::from_millis(500));
+    redis.daemon.kill();
+    std::thread::sleep(outage() / 2);
+    assert!(redis.daemon.start_again());
+    std::thread::sleep(Duration::from_secs(1));
+    // Worse: connections stay open, and nothing answers.
+    redis.daemon.pause();
+    let before = load.acknowledged.lock().len();
+    std::thread::sleep(outage() / 2);
+    assert!(load.acknowledged.lock().len() > before, "nothing was answered while Redis stood still");
+    redis.daemon.resume();
+    wait_for("the cache to be used again", || {
+        server.get("/metrics").filter(|answer| answer.body.contains("eremois_cache_up{level=\"redis\"} 1"))
+    });
+    let (acknowledged, unanswered, num_refused) = load.end();
+    assert!(unanswered.is_empty() && num_refused == 0, "{num_refused} refused, without an answer: {unanswered:?}");
+    assert_found(&server, &acknowledged);
 }

@@ -14,6 +14,8 @@ use super::docs::Refusals;
 use super::status::Fault;
 use crate::Error;
 use crate::serve::{Health, ModelHealth};
+use crate::store::Records;
+use crate::store::durable::{self, Durable};
 
 /// The routes of health and metrics.
 pub fn routes() -> Router<ApiState> {
@@ -32,6 +34,34 @@ pub struct Readiness {
     #[schema(example = "ready")]
     status: &'static str,
     models: Vec<ModelStatus>,
+    store: StoreStatus,
+}
+
+/// Where results are kept, and how well. A store that is away does not make the server unready: other replicas would have
+/// it no better, and what is not to be kept is answered as ever.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct StoreStatus {
+    /// "embedded", "mongodb", or "memory" where nothing is kept.
+    #[schema(example = "embedded")]
+    name: &'static str,
+    /// "healthy"; "journalling" while MongoDB is away or catches up; "full" when results can be kept no more.
+    #[schema(example = "healthy")]
+    status: &'static str,
+    /// Entries of the journal that MongoDB has not.
+    journal_entries: usize,
+    /// RFC 3339; `null` while it is healthy.
+    since: Option<String>,
+}
+
+impl StoreStatus {
+    fn of(store: &Durable) -> Self {
+        let (status, journal_entries, since) = match store.state() {
+            durable::State::Healthy => ("healthy", 0, None),
+            durable::State::Journalling { since, entries } => ("journalling", entries, Some(since)),
+            durable::State::Full { since, entries, cause: _ } => ("full", entries, Some(since)),
+        };
+        Self { name: store.name(), status, journal_entries, since: since.map(|at| format!("{at:.3}")) }
+    }
 }
 
 /// One model's part of the answer.
@@ -82,12 +112,12 @@ pub async fn live() -> axum::Json<serde_json::Value> {
     axum::Json(json!({"status": "live"}))
 }
 
-/// Every model is warmed up and a device of it answers.
+/// Every model is warmed up and a device of it answers. How results are kept is told, and does not decide.
 #[utoipa::path(
     get, path = "/health/ready", tag = "operations",
     responses(
         (status = 200, description = "All models are ready", body = Readiness),
-        (status = 503, description = "At least one model is loading, unhealthy or draining", body = Readiness, example = json!({"status": "loading", "models": [{"name": "all-MiniLM-L6-v2", "status": "loading", "devices": [{"name": "cpu", "status": "loading"}]}]})),
+        (status = 503, description = "At least one model is loading, unhealthy or draining", body = Readiness, example = json!({"status": "loading", "models": [{"name": "all-MiniLM-L6-v2", "status": "loading", "devices": [{"name": "cpu", "status": "loading"}]}], "store": {"name": "embedded", "status": "healthy", "journal_entries": 0, "since": null}})),
     ),
 )]
 pub async fn ready(State(state): State<ApiState>) -> Response {
@@ -100,7 +130,8 @@ pub async fn ready(State(state): State<ApiState>) -> Response {
     };
     let models = models.iter().map(ModelStatus::of).collect();
     let code = if status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, axum::Json(Readiness { status, models })).into_response()
+    let store = StoreStatus::of(state.keeper.store());
+    (code, axum::Json(Readiness { status, models, store })).into_response()
 }
 
 /// As `/health/ready`, in TEI's form: nothing to read but the status.

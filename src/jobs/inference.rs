@@ -42,7 +42,7 @@ const LOST_AFTER: Duration = Duration::from_secs(60);
 const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Runs of a task whose computation fails, or after which its process is gone, before the inference has failed.
-const MAX_ATTEMPTS: u32 = 5;
+const MAX_ATTEMPTS: u32 = 3;
 
 /// How a failure is kept, as the API says it.
 pub type Describe = fn(&Error) -> Failure;
@@ -212,6 +212,7 @@ pub struct Inference {
 }
 
 impl Inference {
+    /// Computes for `keeper`'s store; `describe` says how failures are kept.
     pub fn new(keeper: Arc<Keeper>, tasks: Tasks, describe: Describe) -> Self {
         Self { keeper, tasks, describe }
     }

@@ -18,10 +18,6 @@ use crate::store::record;
 use crate::store::work::dispatch::Offer;
 use crate::store::work::{Claim, Hold, Task, TaskKind};
 
-/// The first pause after a failure; it doubles with every attempt, up to the last.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LAST_PAUSE: Duration = Duration::from_secs(60);
-
 /// How often waiting tasks are counted for their gauge.
 const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -64,11 +60,18 @@ pub struct Options {
     pub lease: Duration,
     /// Between two looks for tasks that nobody was told of.
     pub look_interval: Duration,
+    /// The first pause after a failure, and the longest: it doubles with every attempt.
+    pub backoff: (Duration, Duration),
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { max_concurrency: 4, lease: Duration::from_secs(30), look_interval: Duration::from_secs(1) }
+        Self {
+            max_concurrency: 4,
+            lease: Duration::from_secs(30),
+            look_interval: Duration::from_secs(1),
+            backoff: (Duration::from_secs(1), Duration::from_secs(60)),
+        }
     }
 }
 
@@ -220,13 +223,13 @@ impl Runner {
             Some(Ok(Ok(Outcome::Done))) => (End::Finish, "done"),
             Some(Ok(Ok(Outcome::Again(delay)))) => (End::Postpone(delay), "again"),
             Some(Ok(Err(error))) => {
-                let pause = pause(task.attempts);
+                let pause = self.pause(task.attempts);
                 tracing::warn!(task = %task.id, attempts = task.attempts, %error, ?pause, "a task failed; it is tried again");
                 (End::Postpone(pause), "failed")
             }
             Some(Err(_)) => {
                 tracing::error!(task = %task.id, attempts = task.attempts, "a task panicked; it is tried again");
-                (End::Postpone(pause(task.attempts)), "panicked")
+                (End::Postpone(self.pause(task.attempts)), "panicked")
             }
             None => (End::Finish, "lost"),
         };
@@ -258,7 +261,7 @@ impl Runner {
                 }
                 Err(_) => {
                     attempts += 1;
-                    tokio::time::sleep(pause(attempts) / 4).await;
+                    tokio::time::sleep(self.pause(attempts) / 4).await;
                 }
             }
         }
@@ -281,6 +284,12 @@ impl Runner {
         }
     }
 
+    /// The pause after so many attempts.
+    fn pause(&self, attempts: u32) -> Duration {
+        let (first, longest) = self.options.backoff;
+        first.saturating_mul(1 << attempts.saturating_sub(1).min(10)).min(longest)
+    }
+
     async fn count(&self) {
         // A store that is away leaves the gauge as it was.
         let Ok(counts) = self.tasks.work.num_tasks().await else { return };
@@ -295,9 +304,4 @@ impl Runner {
 enum End {
     Finish,
     Postpone(Duration),
-}
-
-/// The pause after so many attempts.
-fn pause(attempts: u32) -> Duration {
-    FIRST_PAUSE.saturating_mul(1 << attempts.saturating_sub(1).min(10)).min(LAST_PAUSE)
 }

@@ -10,6 +10,7 @@ The server must serve all-MiniLM-L6-v2 (bundled). Needs requirements.txt; exits 
 
 import argparse
 import base64
+import contextlib
 import json
 import os
 import pathlib
@@ -246,28 +247,31 @@ def wait_until_ready(url, process, seconds):
     raise SystemExit(f"the server was not ready within {seconds} s")
 
 
-def judge_binary(binary, port):
+@contextlib.contextmanager
+def started(binary, data, settings=None, port=0):
+    """The address of a server of its own; it must end with 0 when asked to."""
     if port == 0:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory() as data:
-        environment = dict(os.environ, EREMOIS_API__LISTEN=f"127.0.0.1:{port}", EREMOIS_DATABASE__PATH=data)
-        environment.setdefault("EREMOIS_LOG__FILTER", "warn")
-        process = subprocess.Popen([binary, "serve"], env=environment)
-        try:
-            wait_until_ready(url, process, 120)
-            failed = judge(url)
-            process.send_signal(signal.SIGTERM)
-            code = process.wait(30)
-            if code != 0:
-                print(f"FAIL  SIGTERM: exit {code}")
-                failed = 1
-            return failed
-        finally:
-            if process.poll() is None:
-                process.kill()
+    environment = dict(os.environ, EREMOIS_API__LISTEN=f"127.0.0.1:{port}", EREMOIS_DATABASE__PATH=data, **(settings or {}))
+    environment.setdefault("EREMOIS_LOG__FILTER", "warn")
+    process = subprocess.Popen([binary, "serve"], env=environment)
+    try:
+        wait_until_ready(url, process, 120)
+        yield url
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(30)
+        assert code == 0, f"SIGTERM: exit {code}"
+    finally:
+        if process.poll() is None:
+            process.kill()
+
+
+def judge_binary(binary, port):
+    with tempfile.TemporaryDirectory() as data, started(binary, data, port=port) as url:
+        return judge(url)
 
 
 def main():

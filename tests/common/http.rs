@@ -34,6 +34,8 @@ pub struct Server {
     pub router: Router,
     pub engine: Arc<Engine>,
     pub inferences: Arc<Inferences>,
+    pub keeper: Arc<Keeper>,
+    pub tasks: Tasks,
     /// Where results are kept, steered from a test.
     pub store: Arc<Memory>,
     pub controls: Arc<Controls>,
@@ -116,7 +118,8 @@ pub async fn server_that_keeps(
         build: BuildInfo { version: "0.0.0".into(), commit: Some("abc".into()) },
         starting: starting.clone(),
     };
-    let server = Server { router: eremois::api::router(state), engine, inferences, store, controls, starting };
+    let router = eremois::api::router(state);
+    let server = Server { router, engine, inferences, keeper, tasks, store, controls, starting };
     server.wait_for(|health| *health == Health::Ready).await;
     server
 }

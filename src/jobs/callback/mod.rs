@@ -114,6 +114,7 @@ enum Answer {
 }
 
 impl Callback {
+    /// Sends what `store` holds, as `render` writes it.
     pub fn new(store: Arc<Durable>, policy: Policy, options: Options, render: Render) -> Self {
         let mut tcp = HttpConnector::new_with_resolver(GuardedResolver(policy.guard.clone()));
         tcp.enforce_http(false);
