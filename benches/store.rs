@@ -1,7 +1,8 @@
 //! The embedded store: what it takes in, and what a page of a list costs in a large one.
 //!
 //! `cargo bench --bench store [-- --records 1000000 --dir FOLDER]` prints inserts a second by number of writers, then fills
-//! a store with made-up records and lists pages of 100 at random depths by every filter and the usual pairs.
+//! a store with made-up records, counts its numbers, and lists pages of 100 at random depths by every filter and the usual
+//! pairs.
 
 #[path = "../tests/store/samples.rs"]
 mod samples;
@@ -12,8 +13,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use eremois::store::embedded::Embedded;
+use eremois::store::numbers::{Dimension, QualityQuery, UsageQuery};
 use eremois::store::query::Query;
-use eremois::store::record::{InferenceId, Record, Status, StoredInput};
+use eremois::store::record::{InferenceId, Norms, Record, Status, StoredInput};
 use eremois::store::{Inserted, Records};
 use jiff::Timestamp;
 use rand::rngs::StdRng;
@@ -43,6 +45,7 @@ fn main() {
         }
         let folder = dir.path().join("large");
         let store = fill(&folder, num_records).await;
+        numbers(&store, num_records).await;
         lists(&store, num_records, num_lists).await;
         lists_among_writes(&store, num_records, num_lists).await;
     });
@@ -88,8 +91,14 @@ fn usual(rng: &mut StdRng, id: InferenceId) -> Record {
         ("tenant".to_string(), format!("tenant-{}", rng.random_range(0..50))),
         ("env".to_string(), if number % 10 == 0 { "dev" } else { "prod" }.to_string()),
     ]);
-    let row = (0..384).map(|_| rng.random_range(-0.2f32..0.2)).collect();
-    record.output = (record.facts.status == Status::Succeeded).then(|| samples::embeddings(vec![row]));
+    let row: Vec<f32> = (0..384).map(|_| rng.random_range(-0.2f32..0.2)).collect();
+    if record.facts.status == Status::Succeeded {
+        record.facts.timings.total_us = (5000.0 / rng.random_range(0.05f64..1.0)) as u64;
+        record.facts.output_norms = Norms::of(std::slice::from_ref(&row));
+        record.output = Some(samples::embeddings(vec![row]));
+    } else {
+        record.output = None;
+    }
     record
 }
 
@@ -234,6 +243,46 @@ async fn measure(
     let (p50, p99, max) = quantiles(&mut times);
     let rows = num_rows / num_lists;
     println!("list: {name:<40} {p50:>9.1?} p50 {p99:>9.1?} p99 {max:>9.1?} max, {rows:>3} rows a page");
+}
+
+/// Numbers over all records, and how long a record by its id takes meanwhile.
+async fn numbers(store: &Embedded, num_records: u64) {
+    use Dimension::{Day, Model, User};
+    let mut rng = StdRng::seed_from_u64(17);
+    for by in [&[Model][..], &[Day], &[Model, User, Day]] {
+        let query = UsageQuery {
+            model: None,
+            user: None,
+            from: None,
+            to: None,
+            by: by.to_vec(),
+            limit: 10_000,
+            timeout: Duration::from_secs(600),
+        };
+        let start = Instant::now();
+        let told = store.usage(&query).await.unwrap();
+        let names: Vec<&str> = by.iter().map(|by| by.as_str()).collect();
+        let (took, rows) = (start.elapsed(), told.rows.len());
+        println!("usage by {:<16} {took:>9.1?}, {rows} rows", names.join(","));
+    }
+    let timeout = Duration::from_secs(600);
+    let query = QualityQuery { model: None, version: None, from: None, to: None, timeout };
+    let start = Instant::now();
+    let told = store.quality(&query).await.unwrap();
+    println!("quality                   {:>9.1?}, {} rows", start.elapsed(), told.rows.len());
+    let mut times = Vec::new();
+    let many = futures::future::join_all((0..8).map(|_| store.quality(&query)));
+    let gets = async {
+        for _ in 0..200 {
+            let id = id_at(rng.random_range(0..num_records));
+            let start = Instant::now();
+            assert!(store.get(&id).await.unwrap().is_some());
+            times.push(start.elapsed());
+        }
+    };
+    tokio::join!(many, gets);
+    let (p50, p99, max) = quantiles(&mut times);
+    println!("get, while 8 ask for quality: {p50:>9.1?} p50 {p99:>9.1?} p99 {max:>9.1?} max");
 }
 
 /// The plain list while 64 writers insert.

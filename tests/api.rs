@@ -472,7 +472,7 @@ async fn the_document_has_every_route_and_its_examples_work() {
     let mut routes: Vec<String> = operations(&document).into_iter().map(|(path, m, _)| format!("{m} {path}")).collect();
     routes.sort();
     let expected = "delete /api/v1/inferences/{id},delete /api/v1/users/{user}/inferences,get /api/v1/inferences,\
-        get /api/v1/inferences/{id},get /api/v1/inferences/{id}/events,get /health,get /health/live,get /health/ready,get /info,get /metrics,get /openapi.json,get /ping,\
+        get /api/v1/inferences/{id},get /api/v1/inferences/{id}/events,get /api/v1/quality,get /api/v1/usage,get /health,get /health/live,get /health/ready,get /info,get /metrics,get /openapi.json,get /ping,\
         get /v1/models,get /v1/models/{id},post /,post /api/v1/inferences,post /api/v1/inferences/{id}/feedback,post /decode,post /embed,post /invocations,post /similarity,\
         post /tokenize,post /v1/embeddings";
     assert_eq!(routes.join(","), expected);

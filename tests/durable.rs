@@ -14,6 +14,7 @@ use std::time::Duration;
 use eremois::Error;
 use eremois::store::durable::{Durable, Options, State};
 use eremois::store::memory::{Ailment, Memory};
+use eremois::store::numbers::{Dimension, QualityQuery, UsageQuery};
 use eremois::store::query::Query;
 use eremois::store::record::{Feedback, InferenceId, Record, Status, now};
 use eremois::store::{Inserted, Records, open};
@@ -534,6 +535,40 @@ async fn records_of_the_journal_are_read_while_the_store_is_away() {
     store.set(Ailment::None);
     healthy(&durable).await;
     assert_eq!(store.records(), [stored]);
+}
+
+#[tokio::test]
+async fn numbers_are_the_stores_and_say_what_the_journal_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Watched::new();
+    let durable = over(store.clone(), dir.path()).await;
+    let by = vec![Dimension::Model];
+    let usage = UsageQuery { model: None, user: None, from: None, to: None, by, limit: 10, timeout: LONG };
+    let quality = QualityQuery { model: None, version: None, from: None, to: None, timeout: LONG };
+    durable.put(&[sample()]).await.unwrap();
+    store.set(Writes::Away);
+    durable.put(&[sample(), sample()]).await.unwrap();
+    // As for a list: what lacks most would be taken for the whole.
+    assert!(is_unavailable(durable.usage(&usage).await));
+    assert!(is_unavailable(durable.quality(&quality).await));
+    // It answers again, and has not taken what is in the journal.
+    store.set(Writes::Refused);
+    let start = std::time::Instant::now();
+    let told = loop {
+        match durable.usage(&usage).await {
+            Ok(told) => break told,
+            Err(error) => assert!(is_unavailable::<()>(Err(error)) && start.elapsed() < LONG),
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    };
+    assert_eq!((told.rows[0].usage.num_requests, told.num_pending), (1, 2));
+    let told = durable.quality(&quality).await.unwrap();
+    assert_eq!((told.rows[0].num_requests, told.num_pending), (1, 2));
+    store.set(Writes::Taken);
+    healthy(&durable).await;
+    let told = durable.usage(&usage).await.unwrap();
+    assert_eq!((told.rows[0].usage.num_requests, told.num_pending), (3, 0));
+    assert_eq!(durable.quality(&quality).await.unwrap().rows[0].num_requests, 3);
 }
 
 #[tokio::test]

@@ -4,6 +4,8 @@
 mod contract;
 #[path = "store/embedded.rs"]
 mod embedded;
+#[path = "store/numbers.rs"]
+mod numbers;
 #[allow(dead_code)]
 #[path = "common/process.rs"]
 mod process;
@@ -213,6 +215,38 @@ fn old_records_expire() {
 #[test]
 fn many_write_at_once() {
     on_every_store(contract::many_write_at_once);
+}
+
+// What is in a journal alone is in no numbers: `tests/durable.rs`.
+
+#[test]
+fn an_empty_store_has_no_numbers() {
+    on_stores_but("journal", numbers::an_empty_store_has_no_numbers);
+}
+
+#[test]
+fn usage_adds_up() {
+    on_stores_but("journal", numbers::usage_adds_up);
+}
+
+#[test]
+fn usage_is_told_up_to_a_limit() {
+    on_stores_but("journal", numbers::usage_is_told_up_to_a_limit);
+}
+
+#[test]
+fn quality_is_that_of_each_version() {
+    on_stores_but("journal", numbers::quality_is_that_of_each_version);
+}
+
+#[test]
+fn numbers_follow_the_records() {
+    on_stores_but("journal", numbers::numbers_follow_the_records);
+}
+
+#[test]
+fn numbers_end_in_time() {
+    on_stores_but("journal", numbers::numbers_end_in_time);
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use eremois::store::mongo::{MongoSettings, MongoStore};
+use eremois::store::numbers::{Dimension, QualityQuery, UsageQuery};
 use eremois::store::query::Query;
 use eremois::store::record::{
     Facts, InferenceId, Record, Status, StoredInput, StoredOutput, StoredUsage, Timings, now,
@@ -73,6 +74,7 @@ fn record(row_lens: &[usize]) -> Record {
         input: StoredInput::Full(serde_json::json!(["a text"])),
         usage: StoredUsage::default(),
         timings: Timings::default(),
+        output_norms: None,
         error: None,
         idempotency_key: None,
         request_hash: None,
@@ -421,6 +423,37 @@ async fn a_primary_that_is_away_is_unavailable_and_then_back() {
     fail(&server, "alwaysOn", doc! { "failCommands": ["update"], "writeConcernError": concern }).await;
     assert!(is_unavailable(&bounded(store.put(&[record(&[4])])).await));
     heal(&server).await;
+}
+
+#[tokio::test]
+async fn numbers_tell_a_server_that_is_away_from_one_that_is_asked_too_much() {
+    let Some(server) = MongoDb::own() else { return };
+    let store = prepared(&server.url()).await;
+    store.put(&[record(&[4])]).await.unwrap();
+    let by = vec![Dimension::Day];
+    let usage = UsageQuery { model: None, user: None, from: None, to: None, by, limit: 10, timeout: BOUND };
+    let quality = QualityQuery { model: None, version: None, from: None, to: None, timeout: BOUND };
+    for (code, is_too_much) in [(50, true), (10107, false), (91, false)] {
+        fail(&server, "alwaysOn", doc! { "failCommands": ["aggregate"], "errorCode": code }).await;
+        let (usage, quality) = (bounded(store.usage(&usage)).await, bounded(store.quality(&quality)).await);
+        if is_too_much {
+            assert_eq!(
+                (usage, quality),
+                (Err(Error::Deadline { timeout: BOUND }), Err(Error::Deadline { timeout: BOUND }))
+            );
+        } else {
+            assert!(is_unavailable(&usage) && is_unavailable(&quality), "{code}: {usage:?} {quality:?}");
+        }
+        heal(&server).await;
+    }
+    wait_until_back(&store).await;
+    assert_eq!(store.usage(&usage).await.unwrap().rows[0].usage.num_requests, 1);
+    // One that is halted costs no more than the time that was given.
+    server.daemon().pause();
+    let timeout = Duration::from_millis(300);
+    let late = bounded(store.usage(&UsageQuery { timeout, ..usage })).await;
+    assert_eq!(late, Err(Error::Deadline { timeout }));
+    server.daemon().resume();
 }
 
 #[tokio::test]

@@ -157,7 +157,7 @@ fn cache_use(headers: &HeaderMap) -> CacheUse {
 ///
 /// Units: seconds ("2", "0.5") or with a unit ("500ms", "1m").
 /// Errors: `Malformed` for another form and for no time at all.
-fn timeout(headers: &HeaderMap, longest: Duration) -> Result<Duration> {
+pub fn timeout(headers: &HeaderMap, longest: Duration) -> Result<Duration> {
     const NAME: &str = "x-request-timeout";
     let Some(value) = headers.get(NAME) else {
         return Ok(longest);

@@ -38,6 +38,8 @@ pub fn routes() -> Router<ApiState> {
         app::records::feedback,
         app::records::erase,
         app::events::events,
+        app::numbers::usage,
+        app::numbers::quality,
         openai::embeddings,
         openai::models,
         openai::model,
@@ -204,15 +206,18 @@ fn answers(envelope: Envelope, path: &str, method: &str, kind: Kind) -> bool {
 fn app_answers(path: &str, method: &str, kind: Kind) -> bool {
     let computes = path == "/api/v1/inferences" && method == "post";
     let has_body = method == "post";
+    // These take long enough to have a deadline of their own, and read `x-request-timeout`.
+    let is_timed = has_body || ["/api/v1/usage", "/api/v1/quality"].contains(&path);
     match kind {
         Kind::RouteNotFound | Kind::MethodNotAllowed => false,
         Kind::Internal | Kind::StoreUnavailable => true,
         Kind::NotFound => path.contains("{id}"),
-        Kind::Malformed => has_body || path.contains('{'),
+        Kind::Malformed => is_timed || path.contains('{'),
+        Kind::Deadline => is_timed,
         Kind::JournalFull => method != "get",
         Kind::TooLarge => has_body || path.contains("{user}"),
         Kind::Invalid => has_body || method == "get" && !path.contains('{'),
-        Kind::Empty | Kind::UnsupportedMediaType | Kind::RequestTimeout | Kind::Deadline => has_body,
+        Kind::Empty | Kind::UnsupportedMediaType | Kind::RequestTimeout => has_body,
         Kind::ModelNotFound
         | Kind::Conflict
         | Kind::Loading

@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::stored_form::{input_value, inputs_of, parameters_of, params_of, stored_input};
+use super::stored_form::{input_value, parameters_of, stored_input};
 use super::{CacheUse, Computed, Inferences};
+use crate::model::ModelInfo;
 use crate::output::Row;
 use crate::request::Request;
-use crate::store::durable::{Durable, State};
-use crate::store::record::{self, Facts, Failure, InferenceId, Record, Status, StoredInput, StoredOutput};
+use crate::store::durable::Durable;
+use crate::store::record::{self, Facts, Failure, InferenceId, Norms, Record, Status, StoredOutput};
 use crate::store::record::{StoredUsage, Timings};
 use crate::store::{Inserted, Records};
 use crate::{Error, Result};
@@ -79,19 +80,6 @@ pub struct Accepted {
     pub is_known: bool,
 }
 
-/// What became of a user's erasure.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Erased {
-    pub num_records: u64,
-    /// Those that were to be computed yet.
-    pub unfinished: Vec<InferenceId>,
-    /// Whether what was computed for them is known to be gone from the cache.
-    pub is_cache_clear: bool,
-}
-
-/// Records that are erased by one call of the store.
-const ERASED_AT_A_TIME: usize = 500;
-
 /// Computes, and keeps what it has computed.
 pub struct Keeper {
     inferences: Arc<Inferences>,
@@ -148,9 +136,11 @@ impl Keeper {
     pub async fn run(&self, submission: Submission) -> Result<Kept> {
         let created = Instant::now();
         let id = InferenceId::new();
+        // What is asked before it is known how it goes: a failure counts against the version that failed.
+        let info = self.inferences.model(submission.request.model.as_deref());
         let hash = submission.idempotency_key.as_ref().map(|_| request_hash(&submission, When::Now));
         if let (Some(_), Some(hash)) = (&submission.idempotency_key, &hash)
-            && let Some(record) = self.reserve(id, &submission, hash).await?
+            && let Some(record) = self.reserve(id, &submission, info.as_deref(), hash).await?
         {
             return Ok(Kept { record, computed: None });
         }
@@ -163,7 +153,7 @@ impl Keeper {
                 Ok(Kept { record, computed: Some(computed) })
             }
             Err(error) => {
-                self.note_failure(id, &submission, &error, created.elapsed()).await;
+                self.note_failure(id, &submission, info.as_deref(), &error, created.elapsed()).await;
                 Err(error)
             }
         }
@@ -176,7 +166,8 @@ impl Keeper {
     pub async fn accept(&self, submission: &Submission, callback: Option<String>) -> Result<Accepted> {
         let when = When::Later { callback: callback.as_deref() };
         let hash = submission.idempotency_key.as_ref().map(|_| request_hash(submission, when));
-        let mut facts = facts(submission, Status::Queued, self.settings.input);
+        // Who computes it later, and with what, is not known yet.
+        let mut facts = facts(submission, None, Status::Queued, self.settings.input);
         facts.callback = callback;
         facts.idempotency_key = submission.idempotency_key.clone();
         facts.request_hash = hash.clone();
@@ -198,8 +189,14 @@ impl Keeper {
     }
 
     /// Takes the idempotency key, or returns the final record that has it.
-    async fn reserve(&self, id: InferenceId, submission: &Submission, hash: &str) -> Result<Option<Record>> {
-        let mut facts = facts(submission, Status::Running, self.settings.input);
+    async fn reserve(
+        &self,
+        id: InferenceId,
+        submission: &Submission,
+        info: Option<&ModelInfo>,
+        hash: &str,
+    ) -> Result<Option<Record>> {
+        let mut facts = facts(submission, info, Status::Running, self.settings.input);
         facts.request_hash = Some(hash.to_string());
         facts.idempotency_key = submission.idempotency_key.clone();
         self.take_key(&Record { id, facts, output: None }, hash).await
@@ -237,7 +234,14 @@ impl Keeper {
 
     /// Keeps what failed, if it was more than a refusal. The client learns of its failure in any case: a store that does
     /// not take this is a line in the log.
-    async fn note_failure(&self, id: InferenceId, submission: &Submission, error: &Error, took: Duration) {
+    async fn note_failure(
+        &self,
+        id: InferenceId,
+        submission: &Submission,
+        info: Option<&ModelInfo>,
+        error: &Error,
+        took: Duration,
+    ) {
         let has_reservation = submission.idempotency_key.is_some();
         let Some(failure) = failure_of(error) else {
             if has_reservation {
@@ -246,7 +250,7 @@ impl Keeper {
             }
             return;
         };
-        let mut facts = facts(submission, Status::Failed, self.settings.input);
+        let mut facts = facts(submission, info, Status::Failed, self.settings.input);
         facts.completed_at = Some(record::now());
         facts.timings.total_us = took.as_micros() as u64;
         facts.error = Some(failure);
@@ -255,53 +259,15 @@ impl Keeper {
             tracing::warn!(%id, %cause, "a failed inference is not kept");
         }
     }
-
-    /// Deletes all records of a user, and what was computed for them from the cache. While the store is away the journal
-    /// takes the erasure, and what it will find later is forgotten then: see [`Keeper::forget`].
-    ///
-    /// Errors: the store's; part of the records may be gone then, and the call can be repeated.
-    pub async fn erase_user(&self, user: &str) -> Result<Erased> {
-        // Records that the store still has are not among those returned, so nobody can name their results yet.
-        let is_all_there = self.store.state() == State::Healthy;
-        let mut erased = Erased { num_records: 0, unfinished: Vec::new(), is_cache_clear: is_all_there };
-        loop {
-            let records = self.store.erase_user(user, ERASED_AT_A_TIME).await?;
-            erased.num_records += records.len() as u64;
-            let unfinished = records.iter().filter(|record| !record.facts.status.is_final());
-            erased.unfinished.extend(unfinished.map(|record| record.id));
-            erased.is_cache_clear &= self.forget(&records).await;
-            if records.len() < ERASED_AT_A_TIME {
-                return Ok(erased);
-            }
-        }
-    }
-
-    /// Removes the results of records from the cache, where their inputs were kept. Returns whether they are known to be
-    /// gone.
-    pub async fn forget(&self, records: &[Record]) -> bool {
-        let mut is_clear = true;
-        for record in records {
-            let facts = &record.facts;
-            let StoredInput::Full(value) = &facts.input else {
-                is_clear = false;
-                continue;
-            };
-            let inputs = inputs_of(value);
-            let params = params_of(&facts.parameters);
-            if let Some(keys) = self.inferences.keys(&facts.model, &facts.version, &params, &inputs) {
-                is_clear &= self.inferences.forget(&keys).await;
-            }
-        }
-        is_clear
-    }
 }
 
-/// What is known of a record before its result.
-fn facts(submission: &Submission, status: Status, kept: KeptInput) -> Facts {
+/// What is known of a record before its result; of the model, as far as it is known which one it will be.
+fn facts(submission: &Submission, info: Option<&ModelInfo>, status: Status, kept: KeptInput) -> Facts {
+    let asked = || submission.request.model.clone().unwrap_or_default();
     Facts {
         status,
-        model: submission.request.model.clone().unwrap_or_default(),
-        version: String::new(),
+        model: info.map_or_else(asked, |info| info.name.to_string()),
+        version: info.map(|info| info.version.clone()).unwrap_or_default(),
         task: "embed".to_string(),
         completed_at: None,
         source: submission.source.to_string(),
@@ -311,6 +277,7 @@ fn facts(submission: &Submission, status: Status, kept: KeptInput) -> Facts {
         input: stored_input(&submission.request.inputs, kept),
         usage: StoredUsage { num_inputs: submission.request.inputs.len() as u64, ..StoredUsage::default() },
         timings: Timings::default(),
+        output_norms: None,
         error: None,
         idempotency_key: None,
         request_hash: None,
@@ -326,7 +293,7 @@ fn succeeded(
     computed: &Computed,
     kept: KeptInput,
 ) -> Record {
-    let mut facts = facts(submission, Status::Running, kept);
+    let mut facts = facts(submission, Some(&computed.info), Status::Running, kept);
     facts.idempotency_key = submission.idempotency_key.clone();
     facts.request_hash = hash;
     completed(Record { id, facts, output: None }, computed)
@@ -353,6 +320,7 @@ pub fn completed(mut record: Record, computed: &Computed) -> Record {
         inference_us: us(phases.inference),
         total_us: us(phases.total),
     };
+    facts.output_norms = Norms::of(&computed.rows);
     let rows = computed.rows.iter().map(|row: &Row| row.to_vec()).collect();
     record.output = Some(StoredOutput::Embeddings(Arc::new(rows)));
     record

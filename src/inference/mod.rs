@@ -10,6 +10,7 @@
 //!
 //! With the cache off a request goes straight to the engine.
 
+pub mod erase;
 pub mod flight;
 pub mod keep;
 pub mod key;
@@ -114,6 +115,11 @@ impl Inferences {
         };
         let through = Through { engine: &self.engine, caching, flights: &self.flights, joined: &self.joined };
         Passage::new(through, info, form, request, start).await?.run(cache_use).await
+    }
+
+    /// The model of this name as it is served now; the default one for `None`.
+    pub fn model(&self, name: Option<&str>) -> Option<Arc<ModelInfo>> {
+        self.engine.model(name).ok()
     }
 
     /// What can be said of a request before it is computed. Errors: `UnknownModel`, `Invalid`.

@@ -253,6 +253,7 @@ impl Handler for Inference {
             (false, false) => CacheUse::Full,
         };
         let begun = Instant::now();
+        let info = self.keeper.inferences().model(request.model.as_deref());
         let error = match self.keeper.inferences().embed(request, cache_use).await {
             Ok(computed) => return self.end(completed(record, &computed)).await,
             Err(error) => error,
@@ -271,6 +272,11 @@ impl Handler for Inference {
                 return Err(error);
             }
             _ => {}
+        }
+        // A failure counts against the version that failed.
+        if let Some(info) = info {
+            record.facts.model = info.name.to_string();
+            record.facts.version = info.version.clone();
         }
         record.facts.status = Status::Failed;
         record.facts.completed_at = Some(record::now());

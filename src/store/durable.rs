@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::journal::Journal;
+use super::numbers::{Numbers, QualityQuery, QualityRow, UsageQuery, UsageRow};
 use super::query::{Page, Query};
 use super::record::{Feedback, InferenceId, Record};
 use super::{Inserted, Records};
@@ -265,6 +266,20 @@ impl Records for Durable {
         match &self.journalled {
             Some(journalled) => journalled.count().await,
             None => self.store.count().await,
+        }
+    }
+
+    async fn usage(&self, query: &UsageQuery) -> Result<Numbers<UsageRow>> {
+        match &self.journalled {
+            Some(journalled) => journalled.usage(query).await,
+            None => self.store.usage(query).await,
+        }
+    }
+
+    async fn quality(&self, query: &QualityQuery) -> Result<Numbers<QualityRow>> {
+        match &self.journalled {
+            Some(journalled) => journalled.quality(query).await,
+            None => self.store.quality(query).await,
         }
     }
 }

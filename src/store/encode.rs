@@ -145,6 +145,7 @@ mod tests {
             input: StoredInput::Full(json!(["a", "b"])),
             usage: StoredUsage { num_tokens: u64::MAX, ..StoredUsage::default() },
             timings: Timings::default(),
+            output_norms: None,
             error: None,
             idempotency_key: Some("key".into()),
             request_hash: None,

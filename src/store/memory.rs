@@ -6,6 +6,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
+use super::numbers::quality::QualityFold;
+use super::numbers::usage::UsageFold;
+use super::numbers::{Limit, Numbers, Observed, QualityQuery, QualityRow, UsageQuery, UsageRow};
 use super::query::{MAX_LIMIT, Page, Query};
 use super::record::{Feedback, InferenceId, Record};
 use super::{Inserted, Records};
@@ -128,6 +131,35 @@ impl Records for Memory {
     async fn count(&self) -> Result<u64> {
         self.run(|all| all.len() as u64).await
     }
+
+    async fn usage(&self, query: &UsageQuery) -> Result<Numbers<UsageRow>> {
+        let work = |all: &mut BTreeMap<InferenceId, Record>| {
+            let mut fold = UsageFold::new(query);
+            all.values().for_each(|record| fold.add(&Observed::of(record)));
+            fold.finish()
+        };
+        let limit = Limit::new(query.timeout);
+        limit.check()?;
+        limit.bound(self.run(work)).await
+    }
+
+    async fn quality(&self, query: &QualityQuery) -> Result<Numbers<QualityRow>> {
+        let limit = Limit::new(query.timeout);
+        limit.check()?;
+        limit.bound(self.run(|all| quality(all, query))).await
+    }
+}
+
+fn quality(all: &BTreeMap<InferenceId, Record>, query: &QualityQuery) -> Numbers<QualityRow> {
+    let mut fold = QualityFold::new(query);
+    for record in all.values() {
+        if fold.add_one(&Observed::of(record)) {
+            let facts = &record.facts;
+            let said = &facts.feedback;
+            said.iter().for_each(|said| fold.add_feedback(&facts.model, &facts.version, &said.into()));
+        }
+    }
+    fold.finish()
 }
 
 fn find_by_key<'a>(all: &'a BTreeMap<InferenceId, Record>, key: &str) -> Option<&'a Record> {

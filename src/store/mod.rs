@@ -20,6 +20,7 @@ pub mod layers;
 pub mod local;
 pub mod memory;
 pub mod mongo;
+pub mod numbers;
 pub mod open;
 pub mod query;
 pub mod record;
@@ -29,6 +30,7 @@ pub mod work;
 use async_trait::async_trait;
 
 use crate::Result;
+use numbers::{Numbers, QualityQuery, QualityRow, UsageQuery, UsageRow};
 use query::{Page, Query};
 use record::{Feedback, InferenceId, Record};
 
@@ -90,6 +92,16 @@ pub trait Records: Send + Sync + 'static {
 
     /// Number of records.
     async fn count(&self) -> Result<u64>;
+
+    /// What was used, by group, in the order of the groups' values: see [`UsageQuery`]. Reads every record of the time
+    /// asked for, and keeps nobody's reads waiting meanwhile.
+    ///
+    /// Errors: also [`crate::Error::Deadline`] when the query's timeout is over.
+    async fn usage(&self, query: &UsageQuery) -> Result<Numbers<UsageRow>>;
+
+    /// How well each version of a model did, by model and then in the order of their first use: see [`QualityQuery`].
+    /// Reads and errors as [`Records::usage`].
+    async fn quality(&self, query: &QualityQuery) -> Result<Numbers<QualityRow>>;
 }
 
 /// What came of [`Records::insert`].

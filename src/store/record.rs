@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Deref;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -135,6 +136,56 @@ pub struct Timings {
     pub total_us: u64,
 }
 
+/// Lengths (L2 norms) of the rows of an output as they were answered: 1 each where they were normalised. Summed up, so
+/// that many can be added; the sums may lose their last digit on the way through JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Norms {
+    /// Rows, at least one.
+    pub num: u64,
+    pub sum: f64,
+    pub sum_squares: f64,
+    pub min: f64,
+    pub max: f64,
+}
+
+impl Norms {
+    /// Those of these rows. `None` where there are none, or where a value is no number.
+    pub fn of<R: Deref<Target = [f32]>>(rows: &[R]) -> Option<Self> {
+        let all = rows.iter().map(|row| Self::of_one(squares(row))).reduce(Self::and)?;
+        all.sum_squares.is_finite().then_some(all)
+    }
+
+    fn of_one(square: f64) -> Self {
+        let norm = square.sqrt();
+        Self { num: 1, sum: norm, sum_squares: square, min: norm, max: norm }
+    }
+
+    /// Those of both.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            num: self.num + other.num,
+            sum: self.sum + other.sum,
+            sum_squares: self.sum_squares + other.sum_squares,
+            min: self.min.min(other.min),
+            max: self.max.max(other.max),
+        }
+    }
+}
+
+/// The sum of the squares of a row's values, in f64.
+fn squares(row: &[f32]) -> f64 {
+    // Eight sums side by side: one would wait for itself at every value, and an answer may have millions of them.
+    let mut sums = [0f64; 8];
+    let (eights, rest) = row.as_chunks::<8>();
+    for eight in eights {
+        for (sum, value) in sums.iter_mut().zip(eight) {
+            *sum += f64::from(*value) * f64::from(*value);
+        }
+    }
+    let rest: f64 = rest.iter().map(|value| f64::from(*value) * f64::from(*value)).sum();
+    sums.iter().sum::<f64>() + rest
+}
+
 /// Why an inference failed: what the client was, or would have been, answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
@@ -220,6 +271,9 @@ pub struct Facts {
     pub usage: StoredUsage,
     #[serde(default)]
     pub timings: Timings,
+    /// `None` without rows, and of records from before it was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_norms: Option<Norms>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Failure>,
     /// `Idempotency-Key` of the request; unique over all records.
@@ -256,6 +310,28 @@ mod tests {
         assert!(InferenceId::first_at(created) <= ids[0]);
         let next = Timestamp::from_millisecond(created.as_millisecond() + 1).unwrap();
         assert!(ids[0] < InferenceId::first_at(next));
+    }
+
+    #[test]
+    fn norms_are_lengths_of_rows() {
+        let rows = [vec![3.0f32, 4.0], vec![0.0; 9], [vec![0.0; 8], vec![2.0]].concat()];
+        let norms = Norms { num: 3, sum: 7.0, sum_squares: 29.0, min: 0.0, max: 5.0 };
+        assert_eq!(Norms::of(&rows), Some(norms));
+        assert_eq!(Norms::of::<Vec<f32>>(&[]), None);
+        // The largest values there are still have a length, and what is no number has none.
+        let longest = Norms::of(&[vec![f32::MAX; 16]]).unwrap();
+        assert_eq!(longest.max, 4.0 * f64::from(f32::MAX));
+        for bad in [f32::NAN, f32::INFINITY] {
+            assert_eq!(Norms::of(&[vec![1.0], vec![bad, 1.0]]), None);
+        }
+    }
+
+    #[test]
+    fn facts_from_before_norms_were_kept_are_read() {
+        let facts = r#"{"status":"succeeded","model":"m","version":"1","task":"embed","source":"tei","input":"none"}"#;
+        let facts: Facts = serde_json::from_str(facts).unwrap();
+        assert_eq!(facts.output_norms, None);
+        assert!(!serde_json::to_string(&facts).unwrap().contains("norms"));
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub fn record() -> Record {
         input: StoredInput::None,
         usage: StoredUsage::default(),
         timings: Timings::default(),
+        output_norms: None,
         error: None,
         idempotency_key: None,
         request_hash: None,

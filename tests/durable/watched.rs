@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use eremois::store::memory::Memory;
+use eremois::store::numbers::{Numbers, QualityQuery, QualityRow, UsageQuery, UsageRow};
 use eremois::store::query::{Page, Query};
 use eremois::store::record::{Feedback, InferenceId, Record, Status};
 use eremois::store::{Inserted, Records};
@@ -137,5 +138,13 @@ impl Records for Watched {
 
     async fn count(&self) -> Result<u64> {
         self.memory.count().await
+    }
+
+    async fn usage(&self, query: &UsageQuery) -> Result<Numbers<UsageRow>> {
+        self.memory.usage(query).await
+    }
+
+    async fn quality(&self, query: &QualityQuery) -> Result<Numbers<QualityRow>> {
+        self.memory.quality(query).await
     }
 }

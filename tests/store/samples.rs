@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use eremois::store::record::{
-    Facts, Failure, Feedback, InferenceId, Record, Status, StoredInput, StoredOutput, StoredUsage, Timings,
+    Facts, Failure, Feedback, InferenceId, Norms, Record, Status, StoredInput, StoredOutput, StoredUsage, Timings,
 };
 use jiff::Timestamp;
 use serde_json::json;
@@ -35,6 +35,7 @@ fn with_id(id: InferenceId) -> Record {
         input: StoredInput::Full(json!("a short text")),
         usage: StoredUsage { num_tokens: 5, num_chars: 12, num_inputs: 1, num_cached: 0 },
         timings: Timings { tokenize_us: 40, queue_us: 7, inference_us: 5100, total_us: 5300 },
+        output_norms: None,
         error: None,
         idempotency_key: None,
         request_hash: None,
@@ -70,6 +71,7 @@ pub fn full_and_empty() -> [Record; 2] {
     full.facts.parameters = json!({"dimensions": 256, "nested": {"list": [1, null, true, "x"]}, "share": 0.75});
     full.facts.input =
         StoredInput::Full(json!(["first", "zweiter Text mit Umlauten: äöü", "第三 🦀", "", "\u{0}\n\t"]));
+    full.facts.output_norms = Some(Norms { num: 2, sum: 2.5, sum_squares: 3.25, min: 1.0, max: 1.5 });
     full.facts.error = Some(Failure {
         kind: "invalid".to_string(),
         status: 422,

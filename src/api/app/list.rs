@@ -1,6 +1,6 @@
 //! `GET /api/v1/inferences`: pages of records, newest first.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
@@ -79,7 +79,8 @@ fn cursor(id: &InferenceId) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(id.0.as_bytes())
 }
 
-fn invalid(field: &str, reason: impl Into<String>) -> Error {
+/// A parameter at fault.
+pub fn invalid(field: &str, reason: impl Into<String>) -> Error {
     Error::Invalid { field: field.to_string(), reason: reason.into() }
 }
 
@@ -87,12 +88,7 @@ fn invalid(field: &str, reason: impl Into<String>) -> Error {
 /// answer with other people's records.
 fn parse(text: &str) -> Result<Query> {
     let mut query = Query { limit: DEFAULT_LIMIT, ..Query::default() };
-    let mut seen = BTreeMap::new();
-    for (name, value) in url::form_urlencoded::parse(text.as_bytes()) {
-        if seen.insert(name.to_string(), ()).is_some() {
-            return Err(invalid(&name, "is given twice"));
-        }
-        let value = value.into_owned();
+    for (name, value) in pairs(text)? {
         if let Some(key) = name.strip_prefix("metadata.") {
             query.metadata.insert(key.to_string(), value);
             continue;
@@ -116,6 +112,19 @@ fn parse(text: &str) -> Result<Query> {
     Ok(query)
 }
 
+/// The parameters of a query, decoded. Errors: `Invalid` for one that is given twice.
+pub fn pairs(text: &str) -> Result<Vec<(String, String)>> {
+    let mut pairs: Vec<(String, String)> = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (name, value) in url::form_urlencoded::parse(text.as_bytes()) {
+        if !seen.insert(name.to_string()) {
+            return Err(invalid(&name, "is given twice"));
+        }
+        pairs.push((name.into_owned(), value.into_owned()));
+    }
+    Ok(pairs)
+}
+
 fn status(text: &str) -> Result<Status> {
     let all = [Status::Queued, Status::Running, Status::Succeeded, Status::Failed, Status::Cancelled];
     all.into_iter().find(|status| status.as_str() == text).ok_or_else(|| {
@@ -124,7 +133,8 @@ fn status(text: &str) -> Result<Status> {
     })
 }
 
-fn time(field: &str, text: &str) -> Result<Timestamp> {
+/// Errors: `Invalid` naming the field.
+pub fn time(field: &str, text: &str) -> Result<Timestamp> {
     text.parse().map_err(|_| invalid(field, "expected a time of RFC 3339 such as 2026-11-24T12:00:00Z"))
 }
 

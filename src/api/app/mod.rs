@@ -3,6 +3,7 @@
 pub mod create;
 pub mod events;
 pub mod list;
+pub mod numbers;
 pub mod records;
 pub mod wire;
 
@@ -30,6 +31,8 @@ pub fn routes() -> Router<ApiState> {
         .route("/api/v1/inferences/{id}/events", get(events::events))
         .route("/api/v1/inferences/{id}/feedback", post(records::feedback))
         .route("/api/v1/users/{user}/inferences", delete(records::erase))
+        .route("/api/v1/usage", get(numbers::usage))
+        .route("/api/v1/quality", get(numbers::quality))
 }
 
 /// `{type, title, status, detail, kind, field?}`, RFC 9457.

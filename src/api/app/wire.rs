@@ -205,6 +205,6 @@ fn facts(record: &Record, parts: Parts) -> serde_json::Value {
 }
 
 /// RFC 3339 with milliseconds in UTC.
-fn time(at: jiff::Timestamp) -> String {
+pub fn time(at: jiff::Timestamp) -> String {
     format!("{at:.3}")
 }

@@ -10,6 +10,7 @@ use super::{Journalled, is_away};
 use crate::store::journal::entry::Kind;
 use crate::store::journal::index::Changes;
 use crate::store::journal::{Change, Journal};
+use crate::store::numbers::{Numbers, QualityQuery, QualityRow, UsageQuery, UsageRow};
 use crate::store::query::{MAX_LIMIT, Page, Query};
 use crate::store::record::{InferenceId, Record};
 use crate::{Error, Result};
@@ -68,6 +69,27 @@ impl Journalled {
         let num_new = tokio::task::spawn_blocking(move || journal.num_new()).await;
         let num_new = num_new.map_err(|e| Error::Internal { cause: format!("reading the journal: {e}") })?;
         Ok(self.ask(self.store.count()).await? + num_new as u64)
+    }
+
+    /// The store's numbers, with how much of the journal they lack. To count both as one, each record of the journal would
+    /// have to be taken out of the store's sums first; and once the store answers the journal is soon empty.
+    /// Errors: [`Error::StoreUnavailable`] while the store is away, as for a list.
+    pub(super) async fn usage(&self, query: &UsageQuery) -> Result<Numbers<UsageRow>> {
+        let num_pending = self.before_numbers().await?;
+        Ok(Numbers { num_pending, ..self.store.usage(query).await? })
+    }
+
+    pub(super) async fn quality(&self, query: &QualityQuery) -> Result<Numbers<QualityRow>> {
+        let num_pending = self.before_numbers().await?;
+        Ok(Numbers { num_pending, ..self.store.quality(query).await? })
+    }
+
+    /// Entries that the store may lack, counted before it is asked. What takes long has a time of its own, so whether the
+    /// store answers at all is asked for first, within the usual one.
+    async fn before_numbers(&self) -> Result<usize> {
+        let num_pending = self.journal.outstanding();
+        self.ask(self.store.ping()).await?;
+        Ok(num_pending)
     }
 
     /// A page of both. Errors: [`Error::StoreUnavailable`] while the store is away: a page without what it holds would be

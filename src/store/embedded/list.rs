@@ -268,6 +268,7 @@ mod tests {
                 input: StoredInput::None,
                 usage: StoredUsage::default(),
                 timings: Timings::default(),
+                output_norms: None,
                 error: None,
                 idempotency_key: None,
                 request_hash: None,

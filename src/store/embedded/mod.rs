@@ -13,6 +13,7 @@ mod files;
 mod list;
 mod metrics;
 mod migrate;
+mod numbers;
 mod read;
 mod row;
 mod schema;
@@ -20,15 +21,17 @@ mod write;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rusqlite::Connection;
 
 use self::metrics::StoreMetrics;
+use super::numbers::{Limit, Numbers, QualityQuery, QualityRow, UsageQuery, UsageRow};
 use super::query::{Page, Query};
 use super::record::{Feedback, InferenceId, Record};
 use super::{Inserted, Records};
-use crate::Result;
+use crate::{Error, Result};
 use files::Lock;
 use read::Readers;
 use write::Writer;
@@ -42,6 +45,8 @@ const NUM_READERS: usize = 4;
 pub struct Embedded {
     // In the order of dropping: the writer closes the file last, which empties the log into it.
     readers: Arc<Readers>,
+    /// One that numbers are read with, one answer after another: what takes seconds takes none of the others' turns.
+    numbers: Arc<Readers>,
     writer: Writer,
     metrics: Arc<StoreMetrics>,
 }
@@ -62,6 +67,7 @@ impl Embedded {
         let metrics = Arc::new(StoreMetrics::new());
         Ok(Self {
             readers: Readers::new(readers, lock.clone()),
+            numbers: Readers::new(vec![files::open_reader(&file)?], lock.clone()),
             writer: Writer::start(conn, metrics.clone(), lock)?,
             metrics,
         })
@@ -75,6 +81,21 @@ impl Embedded {
     async fn read<T: Send + 'static>(&self, read: impl FnOnce(&Connection) -> Result<T> + Send + 'static) -> Result<T> {
         let outcome = self.readers.read(read).await;
         outcome.inspect_err(|error| self.metrics.failed(error))
+    }
+
+    /// Reads numbers, its turn included within the timeout.
+    async fn count_up<T: Send + 'static>(
+        &self,
+        timeout: Duration,
+        read: impl FnOnce(&Connection, Limit) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let limit = Limit::new(timeout);
+        limit.check()?;
+        match limit.bound(self.numbers.read(move |conn| read(conn, limit))).await {
+            // Asked for too much at once, and not the store's failure.
+            Err(late @ Error::Deadline { .. }) => Err(late),
+            outcome => outcome.inspect_err(|error| self.metrics.failed(error)),
+        }
     }
 
     async fn change<T: Send + 'static>(
@@ -155,5 +176,15 @@ impl Records for Embedded {
 
     async fn count(&self) -> Result<u64> {
         self.read(read::count).await
+    }
+
+    async fn usage(&self, query: &UsageQuery) -> Result<Numbers<UsageRow>> {
+        let query = query.clone();
+        self.count_up(query.timeout, move |conn, limit| numbers::usage(conn, &query, limit)).await
+    }
+
+    async fn quality(&self, query: &QualityQuery) -> Result<Numbers<QualityRow>> {
+        let query = query.clone();
+        self.count_up(query.timeout, move |conn, limit| numbers::quality(conn, &query, limit)).await
     }
 }

@@ -85,6 +85,16 @@ const fn by_user(name: &'static str, columns: &'static str) -> Index {
     Index { not_null: Some("user"), ..by(name, columns) }
 }
 
+/// The index that `numbers` walks, and its columns: all that usage and quality are made of, so that neither reads a row.
+/// It begins with the id, so that an insert adds at its end and a span of time is a range of it. 124 bytes a record, and
+/// 5 to 8 µs of an insert: SQLite reads the facts once for all of it.
+pub(super) const BY_NUMBERS: &str = "by_numbers";
+pub(super) const NUMBERS: &str = "id, model, version, user, status, facts ->> '$.source', facts ->> '$.error.kind', \
+    facts ->> '$.usage.num_inputs', facts ->> '$.usage.num_cached', facts ->> '$.usage.num_tokens', \
+    facts ->> '$.usage.num_chars', facts ->> '$.timings.total_us', facts ->> '$.timings.inference_us', \
+    facts ->> '$.output_norms.num', facts ->> '$.output_norms.sum', facts ->> '$.output_norms.sum_squares', \
+    facts ->> '$.output_norms.min', facts ->> '$.output_norms.max'";
+
 /// Every index of `inferences`. Each that ends in `id` is a list of records in the order of their ids for one condition or
 /// a pair of conditions, so that a page of it is one range. `read` chooses among them.
 pub(super) const INDEXES: &[Index] = &[
@@ -96,4 +106,5 @@ pub(super) const INDEXES: &[Index] = &[
     by_user("by_user", "user, id"),
     by_user("by_user_model", "user, model, id"),
     by_user("by_user_status", "user, status, id"),
+    by(BY_NUMBERS, NUMBERS),
 ];

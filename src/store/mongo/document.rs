@@ -3,7 +3,7 @@
 //! ```text
 //! { _id: UUID (subtype 4, version 7: sorts by time), created_at: date, status, model, version, task, source,
 //!   completed_at: date?, user?, metadata: [{k, v}, ...], parameters: JSON text?, input: {full: JSON text | hash}?,
-//!   usage: {...}, timings: {...}, error: {...}?, idempotency_key?, request_hash?, callback?,
+//!   usage: {...}, timings: {...}, output_norms: {...}?, error: {...}?, idempotency_key?, request_hash?, callback?,
 //!   feedback: [{at: date, score?, label?, comment?}, ...],
 //!   output: {rows: [vector of float32, ...] | json: JSON text}?, spilled: {...}? }
 //! ```
@@ -22,12 +22,13 @@ use serde::{Deserialize, Serialize};
 use super::fault::unreadable;
 use crate::Result;
 use crate::store::record::{
-    Facts, Failure, Feedback, InferenceId, Record, Status, StoredInput, StoredOutput, StoredUsage, Timings,
+    Facts, Failure, Feedback, InferenceId, Norms, Record, Status, StoredInput, StoredOutput, StoredUsage, Timings,
 };
 
 /// Fields that a document may lack: a write that replaces one takes away those it does not name.
-pub(super) const OPTIONAL: [&str; 11] = [
+pub(super) const OPTIONAL: [&str; 12] = [
     "completed_at",
+    "output_norms",
     "user",
     "parameters",
     "input",
@@ -71,6 +72,8 @@ pub(super) struct Stored {
     pub usage: StoredUsage,
     #[serde(default)]
     pub timings: Timings,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_norms: Option<Norms>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Failure>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -160,6 +163,7 @@ impl Stored {
             input,
             usage: facts.usage,
             timings: facts.timings,
+            output_norms: facts.output_norms,
             error: facts.error.clone(),
             idempotency_key: facts.idempotency_key.clone(),
             request_hash: facts.request_hash.clone(),
@@ -211,6 +215,7 @@ impl Stored {
             input,
             usage: self.usage,
             timings: self.timings,
+            output_norms: self.output_norms,
             error: self.error,
             idempotency_key: self.idempotency_key,
             request_hash: self.request_hash,
@@ -302,6 +307,7 @@ mod tests {
             input: StoredInput::Full(json!(["a\0b", 1.5])),
             usage: StoredUsage { num_tokens: 3, num_chars: 4, num_inputs: 1, num_cached: 0 },
             timings: Timings { tokenize_us: 1, queue_us: 2, inference_us: 3, total_us: 6 },
+            output_norms: Some(Norms { num: 2, sum: 2.5, sum_squares: 3.25, min: 1.0, max: 1.5 }),
             error: None,
             idempotency_key: Some("k".into()),
             request_hash: Some("h".into()),
@@ -364,6 +370,7 @@ mod tests {
             facts: Facts {
                 user: None,
                 completed_at: None,
+                output_norms: None,
                 metadata: BTreeMap::new(),
                 parameters: serde_json::Value::Null,
                 input: StoredInput::None,

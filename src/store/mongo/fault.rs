@@ -4,6 +4,9 @@ use mongodb::error::{Error as DriverError, ErrorKind, RETRYABLE_ERROR, RETRYABLE
 
 use crate::Error;
 
+/// The code of a command that took longer than it was allowed to.
+pub(super) const MAX_TIME_EXPIRED: i32 = 50;
+
 /// The code of a unique index that is violated.
 pub(super) const DUPLICATE_KEY: i32 = 11000;
 
@@ -12,10 +15,10 @@ pub(super) const DUPLICATE_KEY: i32 = 11000;
 /// Source: the retryable and state change codes of the driver specifications ("retryable reads", "server discovery and
 /// monitoring"), and of `error_codes.yml` of the server those of time and room.
 const UNAVAILABLE: [i32; 23] = [
+    MAX_TIME_EXPIRED,
     6,     // HostUnreachable
     7,     // HostNotFound
     24,    // LockTimeout
-    50,    // MaxTimeMSExpired
     64,    // WriteConcernTimeout, as it was called
     79,    // UnknownReplWriteConcern: no member can acknowledge it yet
     89,    // NetworkTimeout

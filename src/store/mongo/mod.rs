@@ -14,6 +14,7 @@ mod connection;
 mod document;
 mod fault;
 pub mod migrate;
+mod numbers;
 mod query;
 mod schema;
 mod spill;
@@ -26,6 +27,7 @@ use async_trait::async_trait;
 use futures::TryStreamExt;
 use mongodb::bson::{Bson, doc};
 
+use super::numbers::{Limit, Numbers, QualityQuery, QualityRow, UsageQuery, UsageRow};
 use super::query::{MAX_LIMIT, Page, Query};
 use super::record::{Feedback, InferenceId, Record};
 use super::{Inserted, Records};
@@ -232,6 +234,18 @@ impl Records for MongoStore {
         let count = connection.inferences.count_documents(doc! {}).max_time(COUNT_DEADLINE);
         let counted = tokio::time::timeout(COUNT_DEADLINE, count).await;
         counted.map_err(|_| late(COUNT_DEADLINE))?.map_err(fault)
+    }
+
+    async fn usage(&self, query: &UsageQuery) -> Result<Numbers<UsageRow>> {
+        let limit = Limit::new(query.timeout);
+        let connection = limit.bound(self.connection()).await?;
+        numbers::usage(&connection, query, limit).await
+    }
+
+    async fn quality(&self, query: &QualityQuery) -> Result<Numbers<QualityRow>> {
+        let limit = Limit::new(query.timeout);
+        let connection = limit.bound(self.connection()).await?;
+        numbers::quality(&connection, query, limit).await
     }
 }
 
