@@ -1,4 +1,4 @@
-//! The embedded store: records in one SQLite file, written by one thread, read by a few connections.
+//! The embedded store: records and background work in one SQLite file, written by one thread, read by a few connections.
 //!
 //! ```text
 //! put, insert, … ──▶ channel ──▶ writer thread: all that waits in one transaction, one fsync ──▶ answers
@@ -16,6 +16,7 @@ mod migrate;
 mod read;
 mod row;
 mod schema;
+mod work;
 mod write;
 
 use std::path::Path;
@@ -156,4 +157,9 @@ impl Records for Embedded {
     async fn count(&self) -> Result<u64> {
         self.read(read::count).await
     }
+}
+
+/// A number of rows as SQLite counts them.
+fn rows(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
 }
