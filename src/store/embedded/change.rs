@@ -10,6 +10,7 @@ use serde::de::value::{Error as ValueError, StrDeserializer};
 
 use super::fault::broken;
 use super::row::{COLUMNS, Found, OutputRow, facts_text, feedback};
+use super::rows;
 use crate::Result;
 use crate::store::Inserted;
 use crate::store::record::{Feedback, InferenceId, Record, Status};
@@ -95,11 +96,6 @@ pub(super) fn expire(conn: &Connection, before: Timestamp, limit: usize) -> Resu
         remove(conn, *seq, &InferenceId(uuid::Uuid::from_bytes(*id)), facts)?;
     }
     Ok(found.len())
-}
-
-/// A number of rows as SQLite counts them.
-fn rows(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
 /// A record's number and status.

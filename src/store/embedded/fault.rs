@@ -1,8 +1,9 @@
 //! What SQLite's errors are to callers: something that may pass, or something that will not.
 
+use jiff::Timestamp;
 use rusqlite::ErrorCode;
 
-use crate::Error;
+use crate::{Error, Result};
 
 impl From<rusqlite::Error> for Error {
     /// [`Error::StoreUnavailable`] for what a repetition may mend, once somebody has made room or the device answers
@@ -31,4 +32,9 @@ impl From<rusqlite::Error> for Error {
 /// A record that cannot be read back: `what` is the column at fault.
 pub(super) fn broken(what: &str, reason: impl std::fmt::Display) -> Error {
     Error::Internal { cause: format!("a record of the store is broken: {what}: {reason}") }
+}
+
+/// A time in milliseconds as it is kept. Errors: as [`broken`], for one that no calendar has.
+pub(super) fn time(what: &str, ms: i64) -> Result<Timestamp> {
+    Timestamp::from_millisecond(ms).map_err(|e| broken(what, e))
 }

@@ -84,7 +84,8 @@ mod tests {
         for _ in 0..2 {
             migrate(&mut conn, "a.db", MIGRATIONS, INDEXES).unwrap();
             assert_eq!(version(&conn), MIGRATIONS.len() as i64);
-            assert_eq!(names(&conn, "table"), ["feedback", "inferences", "metadata", "outputs"]);
+            let tables = ["documents", "feedback", "inferences", "metadata", "outputs", "parts", "payloads", "tasks"];
+            assert_eq!(names(&conn, "table"), tables);
             let mut declared: Vec<&str> = INDEXES.iter().map(|index| index.name).collect();
             declared.sort();
             assert_eq!(names(&conn, "index"), declared);

@@ -1,4 +1,4 @@
-//! The embedded store: records in one SQLite file, written by one thread, read by a few connections.
+//! The embedded store: records and background work in one SQLite file, written by one thread, read by a few connections.
 //!
 //! ```text
 //! put, insert, … ──▶ channel ──▶ writer thread: all that waits in one transaction, one fsync ──▶ answers
@@ -17,6 +17,7 @@ mod numbers;
 mod read;
 mod row;
 mod schema;
+mod work;
 mod write;
 
 use std::path::Path;
@@ -187,4 +188,9 @@ impl Records for Embedded {
         let query = query.clone();
         self.count_up(query.timeout, move |conn, limit| numbers::quality(conn, &query, limit)).await
     }
+}
+
+/// A number of rows as SQLite counts them.
+fn rows(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
 }

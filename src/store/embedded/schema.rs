@@ -55,13 +55,49 @@ pub(super) const MIGRATIONS: &[&str] = &[
             status, model, version, user, facts
         FROM inferences;
     ",
+    // Background work. `leased_until_ms` is 0 where nobody holds the task, and `cancelled` 1 or nothing. A payload is in a
+    // table of its own: it may have MiB, and a task's row is written anew by every claim and renewal.
+    "
+    CREATE TABLE tasks (
+        seq INTEGER PRIMARY KEY,
+        id TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        due_ms INTEGER NOT NULL,
+        attempts INTEGER NOT NULL,
+        owner TEXT,
+        leased_until_ms INTEGER NOT NULL,
+        cancelled INTEGER,
+        CHECK ((owner IS NULL) = (leased_until_ms = 0))
+    );
+    CREATE TABLE payloads (
+        seq INTEGER PRIMARY KEY,
+        payload TEXT NOT NULL
+    );
+    CREATE TABLE documents (
+        seq INTEGER PRIMARY KEY,
+        kind TEXT NOT NULL,
+        id TEXT NOT NULL,
+        parent TEXT,
+        expires_ms INTEGER,
+        revision INTEGER NOT NULL,
+        body TEXT NOT NULL
+    );
+    CREATE TABLE parts (
+        seq INTEGER PRIMARY KEY,
+        file TEXT NOT NULL,
+        idx INTEGER NOT NULL,
+        bytes BLOB NOT NULL
+    );
+    ",
 ];
 
-/// An index of `inferences`. They are no part of the migrations: opening compares the file with this list, makes what is
-/// missing and makes anew what differs.
+/// An index. They are no part of the migrations: opening compares the file with this list, makes what is missing and makes
+/// anew what differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Index {
+    /// Unique in the file.
     pub name: &'static str,
+    pub table: &'static str,
     pub unique: bool,
     pub columns: &'static str,
     /// Only rows where this column has a value are in it.
@@ -73,12 +109,16 @@ impl Index {
     pub(super) fn sql(&self) -> String {
         let unique = if self.unique { "UNIQUE " } else { "" };
         let only = self.not_null.map(|column| format!(" WHERE {column} IS NOT NULL")).unwrap_or_default();
-        format!("CREATE {unique}INDEX {} ON inferences ({}){only}", self.name, self.columns)
+        format!("CREATE {unique}INDEX {} ON {} ({}){only}", self.name, self.table, self.columns)
     }
 }
 
+const fn on(table: &'static str, name: &'static str, columns: &'static str) -> Index {
+    Index { name, table, unique: false, columns, not_null: None }
+}
+
 const fn by(name: &'static str, columns: &'static str) -> Index {
-    Index { name, unique: false, columns, not_null: None }
+    on("inferences", name, columns)
 }
 
 const fn by_user(name: &'static str, columns: &'static str) -> Index {
@@ -95,8 +135,8 @@ pub(super) const NUMBERS: &str = "id, model, version, user, status, facts ->> '$
     facts ->> '$.output_norms.num', facts ->> '$.output_norms.sum', facts ->> '$.output_norms.sum_squares', \
     facts ->> '$.output_norms.min', facts ->> '$.output_norms.max'";
 
-/// Every index of `inferences`. Each that ends in `id` is a list of records in the order of their ids for one condition or
-/// a pair of conditions, so that a page of it is one range. `read` chooses among them.
+/// Every index. Each of `inferences` that ends in `id` is a list of records in the order of their ids for one condition or
+/// a pair of conditions, so that a page of it is one range. `list` chooses among them.
 pub(super) const INDEXES: &[Index] = &[
     Index { unique: true, ..by("by_id", "id") },
     Index { unique: true, not_null: Some("idempotency_key"), ..by("by_idempotency_key", "idempotency_key") },
@@ -107,4 +147,12 @@ pub(super) const INDEXES: &[Index] = &[
     by_user("by_user_model", "user, model, id"),
     by_user("by_user_status", "user, status, id"),
     by(BY_NUMBERS, NUMBERS),
+    Index { unique: true, ..on("tasks", "tasks_by_id", "id") },
+    // All that a claim asks of a kind's tasks: it reads no row that it does not take.
+    on("tasks", "tasks_by_due", "kind, due_ms, id, leased_until_ms"),
+    Index { not_null: Some("cancelled"), ..on("tasks", "tasks_cancelled", "leased_until_ms") },
+    Index { unique: true, ..on("documents", "documents_by_id", "kind, id") },
+    Index { not_null: Some("parent"), ..on("documents", "documents_by_parent", "parent, kind, id") },
+    Index { not_null: Some("expires_ms"), ..on("documents", "documents_by_expiry", "expires_ms, kind, id") },
+    Index { unique: true, ..on("parts", "parts_by_file", "file, idx") },
 ];

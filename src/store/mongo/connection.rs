@@ -17,8 +17,9 @@ use super::coalescer::Coalescer;
 use super::document::Stored;
 use super::fault::fault;
 use super::migrate::{Migrated, migrate};
-use super::schema::{INFERENCES, OUTPUTS};
+use super::schema::{DOCUMENTS, INFERENCES, OUTPUTS, PARTS, TASKS};
 use super::spill::{self, Chunk};
+use super::work::{DocumentDocument, PartDocument, TaskDocument};
 use super::{WRITE_TIMEOUT, step};
 use crate::store::record::Record;
 use crate::{Error, Result};
@@ -59,6 +60,9 @@ pub(super) struct Connection {
     pub database: Database,
     pub inferences: Collection<Stored>,
     pub outputs: Collection<Chunk>,
+    pub tasks: Collection<TaskDocument>,
+    pub documents: Collection<DocumentDocument>,
+    pub parts: Collection<PartDocument>,
     pub coalescer: Coalescer,
     pub migrated: Migrated,
 }
@@ -144,6 +148,9 @@ impl Plan {
         Ok(Connection {
             inferences: database.collection(INFERENCES),
             outputs: database.collection(OUTPUTS),
+            tasks: database.collection(TASKS),
+            documents: database.collection(DOCUMENTS),
+            parts: database.collection(PARTS),
             coalescer: Coalescer::start(database.clone()),
             database,
             migrated,

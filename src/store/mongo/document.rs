@@ -261,7 +261,7 @@ pub(super) fn date(time: Timestamp) -> DateTime {
 }
 
 /// A date as a time. Those outside the years of the type, which nobody writes, are its ends.
-fn time(date: DateTime) -> Timestamp {
+pub(super) fn time(date: DateTime) -> Timestamp {
     let ms = date.timestamp_millis();
     let end = if ms < 0 { Timestamp::MIN } else { Timestamp::MAX };
     Timestamp::from_millisecond(ms).unwrap_or(end)

@@ -1,4 +1,4 @@
-//! Records in MongoDB.
+//! Records and background work in MongoDB.
 //!
 //! ```text
 //! put ──▶ Coalescer ──▶ upsert: command `update`, w: majority, j: true ──▶ inferences
@@ -19,6 +19,7 @@ mod query;
 mod schema;
 mod spill;
 mod upsert;
+mod work;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,7 +64,7 @@ const MAX_DOCUMENT_BYTES: usize = 12 << 20;
 /// How often an insertion is tried whose place was taken a moment ago and is free now.
 const NUM_INSERTS: usize = 5;
 
-/// Records in a MongoDB database.
+/// Records and background work in a MongoDB database.
 pub struct MongoStore {
     connector: Connector,
 }

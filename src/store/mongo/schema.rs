@@ -16,6 +16,10 @@ pub(super) const VERSION: i32 = 1;
 pub(super) const INFERENCES: &str = "inferences";
 /// The collection of what does not fit a record.
 pub(super) const OUTPUTS: &str = "outputs";
+/// The collections of background work.
+pub(super) const TASKS: &str = "tasks";
+pub(super) const DOCUMENTS: &str = "documents";
+pub(super) const PARTS: &str = "parts";
 /// The collection of the layout's version and of the lock.
 pub(super) const SCHEMA: &str = "schema";
 
@@ -73,6 +77,32 @@ pub(super) fn declared(retention: Duration) -> Vec<Declared> {
             validator: chunks_validator(),
             indexes: vec![Index::of("user", &[("user", 1)]).only_with("user")],
             expires_after: expires(CHUNKS_OUTLIVE),
+        },
+        // Background work has its own times, which those who do it keep.
+        Declared {
+            name: TASKS,
+            validator: tasks_validator(),
+            indexes: vec![
+                // All that a claim asks of a kind's tasks: it reads no document that it does not take.
+                Index::of("due", &[("kind", 1), ("due_at", 1), ("_id", 1), ("leased_until", 1)]),
+                Index::of("cancelled", &[("leased_until", 1)]).only_with("cancelled"),
+            ],
+            expires_after: None,
+        },
+        Declared {
+            name: DOCUMENTS,
+            validator: documents_validator(),
+            indexes: vec![
+                Index::of("parent", &[("parent", 1), ("_id", -1)]).only_with("parent"),
+                Index::of("expires_at", &[("expires_at", 1), ("_id", 1)]).only_with("expires_at"),
+            ],
+            expires_after: None,
+        },
+        Declared {
+            name: PARTS,
+            validator: parts_validator(),
+            indexes: vec![Index::of("file", &[("file", 1)])],
+            expires_after: None,
         },
     ]
 }
@@ -201,6 +231,49 @@ fn chunks_validator() -> Document {
     } }
 }
 
+fn tasks_validator() -> Document {
+    doc! { "$jsonSchema": {
+        "bsonType": "object",
+        "required": ["_id", "kind", "due_at", "attempts", "payload", "leased_until"],
+        "properties": {
+            "_id": { "bsonType": "string" },
+            "kind": { "bsonType": "string" },
+            "due_at": { "bsonType": "date" },
+            "attempts": { "bsonType": "long" },
+            "payload": { "bsonType": "string" },
+            "leased_until": { "bsonType": "date" },
+            "owner": { "bsonType": "string" },
+            "cancelled": { "enum": [true] },
+        },
+    } }
+}
+
+fn documents_validator() -> Document {
+    doc! { "$jsonSchema": {
+        "bsonType": "object",
+        "required": ["_id", "revision", "body"],
+        "properties": {
+            "_id": { "bsonType": "string" },
+            "parent": { "bsonType": "string" },
+            "expires_at": { "bsonType": "date" },
+            "revision": { "bsonType": "long" },
+            "body": { "bsonType": "string" },
+        },
+    } }
+}
+
+fn parts_validator() -> Document {
+    doc! { "$jsonSchema": {
+        "bsonType": "object",
+        "required": ["_id", "file", "data"],
+        "properties": {
+            "_id": { "bsonType": "string" },
+            "file": { "bsonType": "string" },
+            "data": { "bsonType": "binData" },
+        },
+    } }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,10 +296,11 @@ mod tests {
                 .map(|declared| named(declared).map(|index| index.expires_after.unwrap()))
                 .collect()
         };
-        assert_eq!(retention(Duration::ZERO), [None, None]);
-        assert_eq!(retention(Duration::from_secs(60)), [60, 3660].map(|s| Some(Duration::from_secs(s))));
-        let most = Some(Duration::from_secs(i32::MAX as u64));
-        assert_eq!(retention(Duration::MAX), [most, most]);
+        assert_eq!(retention(Duration::ZERO), [None; 5]);
+        let seconds = |s| Some(Duration::from_secs(s));
+        assert_eq!(retention(Duration::from_secs(60)), [seconds(60), seconds(3660), None, None, None]);
+        let most = seconds(i32::MAX as u64);
+        assert_eq!(retention(Duration::MAX), [most, most, None, None, None]);
     }
 
     #[test]

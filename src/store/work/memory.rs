@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use parking_lot::Mutex;
 
-use super::{Claim, Document, DocumentKind, DocumentQuery, Hold, MAX_DOCUMENTS, Task, TaskKind, Work};
+use super::{
+    Claim, Document, DocumentKind, DocumentQuery, Hold, MAX_DOCUMENTS, Task, TaskKind, Work, after, check_part,
+};
 use crate::Result;
 
 /// Work that ends with the process.
@@ -71,7 +73,7 @@ impl Work for MemoryWork {
         due.sort_by(|a, b| (a.task.due_at, &a.task.id).cmp(&(b.task.due_at, &b.task.id)));
         due.truncate(claim.limit);
         let take = |entry: &mut Entry| {
-            entry.task.attempts += 1;
+            entry.task.attempts = entry.task.attempts.saturating_add(1);
             entry.lease = Some(Lease { owner: claim.owner.clone(), until });
             entry.task.clone()
         };
@@ -179,6 +181,7 @@ impl Work for MemoryWork {
     }
 
     async fn put_part(&self, file: &str, index: u32, bytes: &[u8]) -> Result<()> {
+        check_part(bytes)?;
         self.0.lock().parts.insert((file.to_string(), index), bytes.to_vec());
         Ok(())
     }
@@ -191,10 +194,4 @@ impl Work for MemoryWork {
         self.0.lock().parts.retain(|(of, _), _| of != file);
         Ok(())
     }
-}
-
-/// `time` after `now`, or the end of time.
-fn after(now: Timestamp, time: std::time::Duration) -> Timestamp {
-    let time = SignedDuration::try_from(time).unwrap_or(SignedDuration::MAX);
-    now.checked_add(time).unwrap_or(Timestamp::MAX)
 }

@@ -15,10 +15,10 @@ pub mod memory;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// Most bytes of a part of a file: a document of MongoDB holds 16 MiB.
 pub const MAX_PART_BYTES: usize = 4 << 20;
@@ -42,7 +42,8 @@ pub trait Work: Send + Sync + 'static {
     async fn push(&self, tasks: &[Task]) -> Result<()>;
 
     /// Takes tasks that are due and that nobody holds, those due the longest first, and counts an attempt of each. No
-    /// other caller gets them until the lease is over, however many ask at once.
+    /// other caller gets them until the lease is over, however many ask at once. A task whose payload cannot be read is
+    /// passed over, with an error in the log.
     async fn claim(&self, claim: &Claim) -> Result<Vec<Task>>;
 
     /// Holds a task longer. Returns what became of it, `Held` where it is still the owner's.
@@ -54,7 +55,8 @@ pub trait Work: Send + Sync + 'static {
     /// Gives a task back, to be due at `due_at`, if the owner still holds it. A cancelled one is gone then.
     async fn postpone(&self, id: &str, owner: &str, due_at: Timestamp) -> Result<Hold>;
 
-    /// Ends a task that waits, or marks one that is held, so that its owner learns of it. Returns whether it was there.
+    /// Ends a task that waits, or marks one that is held, so that its owner learns of it; where the owner does not live to,
+    /// nobody gets it once the lease is over, and it is gone. Returns whether it was there.
     async fn cancel(&self, id: &str) -> Result<bool>;
 
     /// Number of tasks, held or waiting, of each kind.
@@ -85,6 +87,8 @@ pub trait Work: Send + Sync + 'static {
     // ---- parts of files ---------------------------------------------------------------------------
 
     /// Writes a part of a file, at most [`MAX_PART_BYTES`]; one that is there is replaced.
+    ///
+    /// Errors: also [`Error::TooLarge`] naming `part`.
     async fn put_part(&self, file: &str, index: u32, bytes: &[u8]) -> Result<()>;
 
     /// A part of a file.
@@ -145,10 +149,10 @@ pub struct Task {
 /// Which tasks are wanted, and for how long.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claim {
-    /// Names a process; another one after a restart.
+    /// Names who holds what this claim gets: another one in every process, and after a restart.
     pub owner: String,
     pub now: Timestamp,
-    /// Only tasks due at this time or before; not after `now`.
+    /// Only tasks due at this time or before.
     pub due_by: Timestamp,
     pub lease: Duration,
     pub limit: usize,
@@ -218,4 +222,19 @@ pub struct DocumentQuery {
     pub after: Option<String>,
     /// 1 to [`MAX_DOCUMENTS`].
     pub limit: usize,
+}
+
+/// Whether a part is one that every store takes.
+pub(super) fn check_part(bytes: &[u8]) -> Result<()> {
+    if bytes.len() > MAX_PART_BYTES {
+        let (got, limit) = (bytes.len(), MAX_PART_BYTES);
+        return Err(Error::TooLarge { field: "part".to_string(), got, limit, unit: "bytes" });
+    }
+    Ok(())
+}
+
+/// `time` after `now`, or the end of time.
+pub(super) fn after(now: Timestamp, time: Duration) -> Timestamp {
+    let time = SignedDuration::try_from(time).unwrap_or(SignedDuration::MAX);
+    now.checked_add(time).unwrap_or(Timestamp::MAX)
 }
