@@ -10,7 +10,6 @@ use crate::config::words::{DatabaseUrl, RecordScope, StoreInput};
 use crate::config::{Database, Settings};
 use crate::inference::Inferences;
 use crate::inference::keep::{KeepSettings, Keeper, KeptInput, Scope};
-use crate::store::Records;
 use crate::store::durable::{Durable, Options, State};
 use crate::store::embedded::Embedded;
 use crate::store::memory::Memory;
@@ -46,11 +45,15 @@ impl Drop for Kept {
 pub async fn build(inferences: &Arc<Inferences>, settings: &Settings) -> Result<Kept> {
     let database = &settings.database;
     let (erased, to_forget) = mpsc::unbounded_channel();
-    let (store, expiry) = match (&database.url, database.record) {
+    let Opened { records: store, work, expiry } = match (database.record, mongo_settings(database)) {
         // Nothing is written, so no folder is made either.
-        (_, RecordScope::None) => (Durable::local(Arc::new(Memory::default())), None),
-        (DatabaseUrl::Embedded, _) => embedded(database).await?,
-        (DatabaseUrl::Mongo(url), _) => (mongo(database, url, erased).await?, None),
+        (RecordScope::None, _) => Opened {
+            records: Durable::local(Arc::new(Memory::default())),
+            work: Arc::new(MemoryWork::default()),
+            expiry: None,
+        },
+        (_, Some(settings)) => mongo(database, settings, erased).await?,
+        (_, None) => embedded(database).await?,
     };
     let settings = KeepSettings {
         scope: match database.record {
@@ -67,7 +70,27 @@ pub async fn build(inferences: &Arc<Inferences>, settings: &Settings) -> Result<
     };
     let keeper = Arc::new(Keeper::new(inferences.clone(), Arc::new(store), settings));
     let forgetting = tokio::spawn(forget(keeper.clone(), to_forget));
-    Ok(Kept { keeper, work: Arc::new(MemoryWork::default()), _expiry: expiry, forgetting })
+    Ok(Kept { keeper, work, _expiry: expiry, forgetting })
+}
+
+/// The MongoDB of these settings; `None` where another store or none is written to.
+pub fn mongo_settings(database: &Database) -> Option<MongoSettings> {
+    match (&database.url, database.record) {
+        (_, RecordScope::None) | (DatabaseUrl::Embedded, _) => None,
+        (DatabaseUrl::Mongo(url), _) => Some(MongoSettings {
+            url: url.clone(),
+            pool_size: database.pool_size,
+            replica_set: database.replica_set.clone(),
+            retention: database.retention,
+        }),
+    }
+}
+
+/// A store, seen from its sides.
+struct Opened {
+    records: Durable,
+    work: Arc<dyn Work>,
+    expiry: Option<Expiry>,
 }
 
 /// Removes from the cache what was computed for records that a replay has erased from MongoDB.
@@ -82,23 +105,21 @@ async fn forget(keeper: Arc<Keeper>, mut erased: mpsc::UnboundedReceiver<Vec<Rec
     }
 }
 
-async fn embedded(database: &Database) -> Result<(Durable, Option<Expiry>)> {
+async fn embedded(database: &Database) -> Result<Opened> {
     let folder = database.path.clone();
     let opened = tokio::task::spawn_blocking(move || Embedded::open(&folder)).await;
-    let store: Arc<dyn Records> =
-        Arc::new(opened.map_err(|e| Error::Internal { cause: format!("opening the store: {e}") })??);
+    let store = Arc::new(opened.map_err(|e| Error::Internal { cause: format!("opening the store: {e}") })??);
     let expiry = Expiry::start(store.clone(), database.retention);
     tracing::info!(path = %database.path.display(), "results are kept in the embedded store");
-    Ok((Durable::local(store), expiry))
+    Ok(Opened { records: Durable::local(store.clone()), work: store, expiry })
 }
 
-async fn mongo(database: &Database, url: &str, erased: mpsc::UnboundedSender<Vec<Record>>) -> Result<Durable> {
-    let store = Arc::new(MongoStore::new(MongoSettings {
-        url: url.to_string(),
-        pool_size: database.pool_size,
-        replica_set: database.replica_set.clone(),
-        retention: database.retention,
-    })?);
+async fn mongo(
+    database: &Database,
+    settings: MongoSettings,
+    erased: mpsc::UnboundedSender<Vec<Record>>,
+) -> Result<Opened> {
+    let store = Arc::new(MongoStore::new(settings)?);
     match store.migrate().await {
         Ok(migrated) => tracing::info!(?migrated, "results are kept in MongoDB"),
         Err(error @ Error::StoreUnavailable { .. }) => {
@@ -111,7 +132,9 @@ async fn mongo(database: &Database, url: &str, erased: mpsc::UnboundedSender<Vec
         let _ = erased.send(records);
     });
     let options = Options { on_erased, ..Options::default() };
-    open::remote(store, &database.path, database.journal_max_bytes.0 as u64, options).await
+    let journal_max_bytes = database.journal_max_bytes.0 as u64;
+    let records = open::remote(store.clone(), &database.path, journal_max_bytes, options).await?;
+    Ok(Opened { records, work: store, expiry: None })
 }
 
 /// Ends the store: what its journal holds is replayed as far as `limit` allows.
