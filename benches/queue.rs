@@ -1,7 +1,7 @@
 //! The scheduler alone: queue, policy, batch and reply around a model that computes nothing.
 //!
 //! `cargo bench --bench queue` prints two parts: whole-engine figures measured here (tickets a second, latency
-//! of an idle server), then criterion's nanoseconds a ticket of the pieces.
+//! of an idle server, and beside background work), then criterion's nanoseconds a ticket of the pieces.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -18,11 +18,12 @@ use eremois::model::encode::Encoding;
 use eremois::model::pack::{PackedInput, RowSpec};
 use eremois::model::{Backend, InFlight, LoadedModel, Placed, Rows};
 use eremois::request::{EmbedParams, Input, Priority, Request};
+use eremois::serve::backlog::Backlog;
 use eremois::serve::batch::Batch;
 use eremois::serve::cost::CostModel;
-use eremois::serve::fair::Backlog;
 use eremois::serve::policy::{BatchLimits, Waiting, decide};
-use eremois::serve::queue::{Gate, Push, Room};
+use eremois::serve::queue::{Gate, Push};
+use eremois::serve::room::Room;
 use eremois::serve::ticket::{Answer, Client, Ticket};
 use eremois::serve::{Engine, Health};
 
@@ -55,25 +56,42 @@ impl InFlight for Done {
     }
 }
 
+/// As [`NoOp`], in a time that is known.
+struct Timed {
+    per_batch: Duration,
+    per_token: Duration,
+}
+
+impl Backend for Timed {
+    fn launch(&self, batch: PackedInput) -> Result<Box<dyn InFlight>> {
+        std::thread::sleep(self.per_batch + self.per_token * batch.total_tokens() as u32);
+        NoOp.launch(batch)
+    }
+}
+
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let engine = engine().await;
+        let engine = engine(Arc::new(NoOp)).await;
         for num_clients in [64, 1024] {
             throughput(&engine, num_clients, 1).await;
         }
         throughput(&engine, 64, 32).await;
         latency(&engine, "token ids", || Input::TokenIds(vec![1; SEQ_LEN])).await;
         latency(&engine, "text", || Input::Text(["w1"; SEQ_LEN].join(" "))).await;
+        let micros = Duration::from_micros;
+        beside_background("2 ms a batch, 1 us a token", Timed { per_batch: micros(2000), per_token: micros(1) }).await;
+        beside_background("0.5 ms a batch, 50 us a token", Timed { per_batch: micros(500), per_token: micros(50) })
+            .await;
     });
     let mut criterion = Criterion::default().configure_from_args();
     pieces(&mut criterion);
     criterion.final_summary();
 }
 
-async fn engine() -> Arc<Engine> {
+async fn engine(backend: Arc<dyn Backend>) -> Arc<Engine> {
     let engine = Arc::new(Engine::new(None));
-    let backends = vec![Placed { device: "cpu".to_string(), backend: Arc::new(NoOp) }];
+    let backends = vec![Placed { device: "cpu".to_string(), backend }];
     let model = LoadedModel { backends, ..fake::model("no-op", 256).0 };
     engine.add(model, limits()).unwrap();
     while engine.health()[0].1 != Health::Ready {
@@ -139,6 +157,43 @@ fn cpu_time() -> Duration {
 
 /// Handler to device and back, one request at a time.
 async fn latency(engine: &Arc<Engine>, name: &str, input: impl Fn() -> Input + Send + 'static) {
+    let times = latencies(engine, input).await;
+    println!("engine: idle latency, one {name}: {}", quantiles(&times));
+}
+
+/// What a backlog of background work costs interactive requests that come one at a time to a device that takes its time:
+/// at most the rest of a short batch each. The backlog is kept up by clients of lists.
+async fn beside_background(name: &str, device: Timed) {
+    const NUM_CLIENTS: usize = 16;
+    let engine = engine(Arc::new(device)).await;
+    let alone = latencies(&engine, || Input::TokenIds(vec![1; SEQ_LEN])).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let num_done = Arc::new(AtomicU64::new(0));
+    let clients: Vec<_> = (0..NUM_CLIENTS)
+        .map(|_| {
+            let (engine, stop, num_done) = (engine.clone(), stop.clone(), num_done.clone());
+            tokio::spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    let list = request(vec![Input::TokenIds(vec![1; SEQ_LEN]); 64]);
+                    let output = engine.embed(Request { priority: Priority::Background, ..list }).await.unwrap();
+                    num_done.fetch_add(output.rows.len() as u64, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let start = Instant::now();
+    let beside = latencies(&engine, || Input::TokenIds(vec![1; SEQ_LEN])).await;
+    let rate = num_done.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64();
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        client.await.unwrap();
+    }
+    println!("engine: {name}: alone {}", quantiles(&alone));
+    println!("engine: {name}: beside {rate:.0} background tickets/s {}", quantiles(&beside));
+}
+
+/// Times of requests, sorted.
+async fn latencies(engine: &Arc<Engine>, input: impl Fn() -> Input + Send + 'static) -> Vec<Duration> {
     let engine = engine.clone();
     // On a runtime thread, as a handler is: `block_on`'s own thread is woken another way.
     let measured = tokio::spawn(async move {
@@ -157,8 +212,12 @@ async fn latency(engine: &Arc<Engine>, name: &str, input: impl Fn() -> Input + S
     });
     let mut times = measured.await.unwrap();
     times.sort();
+    times
+}
+
+fn quantiles(times: &[Duration]) -> String {
     let at = |quantile: f64| times[((times.len() - 1) as f64 * quantile) as usize];
-    println!("engine: idle latency, one {name}: p50 {:?}, p99 {:?} of {}", at(0.5), at(0.99), times.len());
+    format!("p50 {:?}, p99 {:?} of {}", at(0.5), at(0.99), times.len())
 }
 
 /// The handler's end of a request: while it is kept, the client waits.
@@ -167,7 +226,7 @@ type Handler = tokio::sync::oneshot::Receiver<Result<Answer>>;
 fn push(gate: &Arc<Gate>, room: &Arc<Room>, num_inputs: usize) -> (Push, Handler) {
     let now = Instant::now();
     let accepted = gate.enter(num_inputs).unwrap();
-    let (client, answer) = Client::new(num_inputs, now, now + Duration::from_secs(30), accepted);
+    let (client, answer) = Client::new(num_inputs, now, now + Duration::from_secs(30), Priority::Interactive, accepted);
     let ticket = |input_idx| Ticket {
         encoding: Encoding { input_ids: vec![1; SEQ_LEN], ..Encoding::default() },
         row: RowSpec { normalize: true, dimensions: 1 },
@@ -177,7 +236,7 @@ fn push(gate: &Arc<Gate>, room: &Arc<Room>, num_inputs: usize) -> (Push, Handler
         client: client.clone(),
     };
     let tickets = (0..num_inputs).map(ticket).collect();
-    (Push { tickets, client, places: room.reserve(num_inputs, usize::MAX).unwrap() }, answer)
+    (Push { tickets, client, places: room.reserve(Priority::Interactive, num_inputs, usize::MAX).unwrap() }, answer)
 }
 
 fn pieces(criterion: &mut Criterion) {
@@ -187,7 +246,7 @@ fn pieces(criterion: &mut Criterion) {
 
     let mut group = criterion.benchmark_group("queue");
     group.bench_function("decide", |b| {
-        let waiting = Waiting { num_entries: 3, num_tokens: 48, oldest: Some(now) };
+        let waiting = Waiting { num_entries: 3, num_tokens: 48, oldest: Some(now), num_background: 0 };
         b.iter(|| decide(black_box(&waiting), black_box(&limits), now));
     });
     group.throughput(Throughput::Elements(NUM_TICKETS as u64));
@@ -203,7 +262,7 @@ fn pieces(criterion: &mut Criterion) {
                     let mut num_taken = 0;
                     let mut batches = Vec::new();
                     while !backlog.is_empty() {
-                        let tickets = backlog.take(&limits, &cost, now).tickets;
+                        let tickets = backlog.take(Priority::Interactive, &limits, &cost, now).tickets;
                         num_taken += tickets.len();
                         let batch = Batch { tickets };
                         batches.push((batch.pack(), batch));

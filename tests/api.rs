@@ -3,7 +3,7 @@
 mod common;
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
@@ -11,10 +11,12 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use common::http::{self, Answer, plain};
 use eremois::api::ApiSettings;
+use eremois::api::internal::Background;
 use eremois::api::status::{Envelope, Fault};
 use eremois::serve::Health;
 use eremois::serve::policy::BatchLimits;
 use serde_json::{Value, json};
+use tower::ServiceExt;
 
 /// Asserts a status, a protocol's envelope and what its message says; returns the body.
 #[track_caller]
@@ -69,6 +71,52 @@ async fn openai_embeds_every_form_of_input() {
             assert_eq!(item["index"], i);
             assert_eq!(&item["embedding"], row);
         }
+    }
+}
+
+#[tokio::test]
+async fn requests_marked_in_this_process_are_background_work_and_others_are_not() {
+    let server = http::server(http::settings(), BatchLimits { max_queue_size: 8, ..http::limits() }).await;
+    let post = |path: &str, body: &Value, is_marked: bool| {
+        // Nothing that a client can send marks a request.
+        let request = Request::post(path).header("content-type", "application/json").header("priority", "u=7");
+        let mut request = request.body(Body::from(body.to_string())).unwrap();
+        if is_marked {
+            Background::mark(request.extensions_mut());
+        }
+        let router = server.router.clone();
+        tokio::spawn(async move { router.oneshot(request).await.unwrap().status() })
+    };
+    let until = async |what: &str, is_so: &dyn Fn() -> bool| {
+        let end = Instant::now() + http::LONG;
+        while !is_so() {
+            assert!(Instant::now() < end, "{what}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let (embeddings, one) = ("/v1/embeddings", json!({"input": [1]}));
+    let before = server.controls.num_seqs();
+    server.controls.hold();
+    let mut asked = vec![post(embeddings, &one, false)];
+    until("nothing was launched", &|| server.controls.num_seqs() > before).await;
+    // Half of the room is taken with these, and nothing more gets in but what others wait for.
+    asked.extend((0..4).map(|_| post(embeddings, &one, true)));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    for (path, body) in [
+        (embeddings, one.clone()),
+        ("/embed", json!({"inputs": "w1"})),
+        ("/", json!({"inputs": "w1"})),
+        ("/similarity", json!({"inputs": {"source_sentence": "w1", "sentences": ["w2"]}})),
+        ("/api/v1/inferences", json!({"input": "w1"})),
+    ] {
+        assert_eq!(post(path, &body, true).await.unwrap(), StatusCode::TOO_MANY_REQUESTS, "{path}");
+        asked.push(post(path, &body, false));
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(asked.iter().all(|asked| !asked.is_finished()), "all of these wait for the device");
+    server.controls.release();
+    for asked in asked {
+        assert_eq!(asked.await.unwrap(), StatusCode::OK);
     }
 }
 

@@ -348,7 +348,10 @@ fn two_devices_answer_as_one() {
         }
     });
     for device in ["device=\"cuda:0\"", "device=\"cuda:1\""] {
-        assert!(metric(server, &["eremois_inputs_total{", device]) > 0.0, "{device} has computed nothing");
+        assert!(
+            metric(server, &["eremois_inputs_total{", device, "class=\"interactive\""]) > 0.0,
+            "{device} has computed nothing"
+        );
     }
     emulated.end();
 }

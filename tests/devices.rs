@@ -134,6 +134,47 @@ async fn a_fast_and_a_slow_device_share_in_proportion() {
     assert_eq!(shares.iter().sum::<usize>(), 200);
 }
 
+async fn wait_until_busy(device: &Controls) {
+    let end = Instant::now() + LONG;
+    while device.num_seqs() == 0 {
+        assert!(Instant::now() < end, "the device has not begun");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn background_work_that_runs_on_a_device_sends_others_to_an_idle_one() {
+    let (engine, controls) = engine(&[40, 60]).await;
+    controls.iter().for_each(|c| c.hold());
+    let background = ask(&engine, Request { priority: Priority::Background, ..ids(&[1; 8]) }).await;
+    wait_until_busy(&controls[0]).await;
+    // 60 ms on the slower one, 80 behind what runs.
+    let other = ask(&engine, ids(&[2; 8])).await;
+    controls.iter().for_each(|c| c.release());
+    answer(background).await.unwrap();
+    answer(other).await.unwrap();
+    assert_eq!([controls[0].num_seqs(), controls[1].num_seqs()], [8, 8]);
+}
+
+#[tokio::test]
+async fn background_work_that_waits_for_a_device_sends_nobody_to_another() {
+    let (engine, controls) = engine(&[40, 50]).await;
+    controls.iter().for_each(|c| c.hold());
+    let mut asked = Vec::new();
+    // The first is the faster one also for two batches, of which one waits. Then the second is.
+    for (device, inputs) in [(0, &[1; 15][..]), (1, &[1; 8][..])] {
+        asked.push(ask(&engine, Request { priority: Priority::Background, ..ids(inputs) }).await);
+        wait_until_busy(&controls[device]).await;
+    }
+    // 80 ms or 100, behind what runs; 120 on the first behind all that waits there too.
+    asked.push(ask(&engine, ids(&[2; 8])).await);
+    controls.iter().for_each(|c| c.release());
+    for asked in asked {
+        answer(asked).await.unwrap();
+    }
+    assert_eq!([controls[0].num_seqs(), controls[1].num_seqs()], [23, 8]);
+}
+
 #[tokio::test]
 async fn an_idle_fast_device_is_preferred_to_an_idle_slow_one() {
     let (engine, controls) = engine(&[160, 40]).await;
@@ -410,7 +451,10 @@ async fn each_device_has_its_own_series() {
         let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name}{{model=\"fake\"{labels}}} ")));
         line.unwrap_or_else(|| panic!("no {name}{labels} in\n{text}")).parse::<f64>().unwrap()
     };
-    let of = |name: &str, device: usize| value(name, &format!(",device=\"{}\"", DEVICES[device]));
+    let of = |name: &str, device: usize| {
+        let class = if name == "eremois_inputs_total" { ",class=\"interactive\"" } else { "" };
+        value(name, &format!(",device=\"{}\"{class}", DEVICES[device]))
+    };
     // A batch is counted after it was answered.
     let end = Instant::now() + LONG;
     while of("eremois_inputs_total", 0) < 128.0 || of("eremois_handed_over_total", 1) == 0.0 {
@@ -420,7 +464,7 @@ async fn each_device_has_its_own_series() {
     assert_eq!((of("eremois_inputs_total", 0), of("eremois_inputs_total", 1)), (128.0, 0.0));
     assert_eq!(of("eremois_handed_over_total", 0), 0.0);
     assert_eq!((of("eremois_device_ready", 0), of("eremois_device_ready", 1)), (1.0, 0.0));
-    assert_eq!((value("eremois_model_ready", ""), value("eremois_queue_depth", "")), (1.0, 0.0));
+    assert_eq!((value("eremois_model_ready", ""), value("eremois_queue_depth", ",class=\"interactive\"")), (1.0, 0.0));
 }
 
 #[tokio::test]

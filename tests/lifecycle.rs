@@ -136,7 +136,9 @@ fn the_deadline_ends_a_drain_and_what_is_left_is_refused() {
     let mut client = Client::connect(server.address).unwrap();
     let work = std::thread::spawn(move || client.send(&long_request()));
     wait_for("a batch", || {
-        server.get("/metrics").filter(|m| !m.body.contains("\neremois_queue_depth{model=\"all-MiniLM-L6-v2\"} 0\n"))
+        server
+            .get("/metrics")
+            .filter(|m| !m.body.contains("\neremois_queue_depth{model=\"all-MiniLM-L6-v2\",class=\"interactive\"} 0\n"))
     });
     let start = Instant::now();
     server.signal("TERM");
@@ -153,7 +155,9 @@ fn a_second_signal_ends_at_once() {
     let mut client = Client::connect(server.address).unwrap();
     std::thread::spawn(move || client.send(&long_request()));
     wait_for("a batch", || {
-        server.get("/metrics").filter(|m| !m.body.contains("\neremois_queue_depth{model=\"all-MiniLM-L6-v2\"} 0\n"))
+        server
+            .get("/metrics")
+            .filter(|m| !m.body.contains("\neremois_queue_depth{model=\"all-MiniLM-L6-v2\",class=\"interactive\"} 0\n"))
     });
     server.signal("TERM");
     server.stderr.wait_for(&["draining"]);

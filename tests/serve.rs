@@ -2,6 +2,9 @@
 
 mod common;
 
+#[path = "serve/background.rs"]
+mod background;
+
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -511,6 +514,9 @@ async fn every_ticket_is_answered_once_under_stress() {
                 for _ in 0..NUM_REQUESTS {
                     let inputs: Vec<u32> = (0..rng.random_range(1..4)).map(|_| rng.random_range(0..900)).collect();
                     let mut request = ids(&inputs);
+                    if rng.random_range(0..4) == 0 {
+                        request.priority = Priority::Background;
+                    }
                     match rng.random_range(0..100) {
                         0..10 => request.deadline = Instant::now() + Duration::from_micros(rng.random_range(0..300)),
                         10 => request.inputs[0] = Input::TokenIds(vec![fake::FAIL_ID]),

@@ -10,9 +10,11 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
 use super::ApiState;
+use super::internal::Background;
 use super::observe::Arrival;
 use super::status::Fault;
 use crate::inference::CacheUse;
+use crate::request::Priority;
 use crate::{Error, Result};
 
 /// A body longer than this is parsed off the async threads: JSON of text is read at 0.5 to 1 GB/s, so
@@ -28,6 +30,7 @@ pub struct Call<T> {
     pub timeout: Duration,
     /// What `cache-control` asks for.
     pub cache_use: CacheUse,
+    pub priority: Priority,
 }
 
 /// Waits for `work` to the deadline. For what the engine does not time itself.
@@ -50,6 +53,10 @@ pub async fn read<T: DeserializeOwned + Send + 'static>(state: &ApiState, reques
     check_media_type(&parts.headers)?;
     let timeout = timeout(&parts.headers, state.settings.timeout)?;
     let cache_use = cache_use(&parts.headers);
+    let priority = match parts.extensions.get::<Background>() {
+        Some(_) => Priority::Background,
+        None => Priority::Interactive,
+    };
     let deadline = arrived + timeout;
     let limit = state.settings.max_body_bytes;
     // What the head announces (`content-length`): refused before a byte of it is read.
@@ -67,7 +74,7 @@ pub async fn read<T: DeserializeOwned + Send + 'static>(state: &ApiState, reques
         let joined = tokio::task::spawn_blocking(move || parse(&bytes)).await;
         joined.map_err(|e| Error::Internal { cause: format!("parsing a body: {e}") })??
     };
-    Ok(Call { body, deadline, timeout, cache_use })
+    Ok(Call { body, deadline, timeout, cache_use, priority })
 }
 
 async fn collect(body: Body, limit: usize) -> Result<Bytes> {

@@ -3,10 +3,11 @@
 //! One file or folder per protocol (`app`, `openai`, `tei`), one for the routes operators and probes use (`health`),
 //! one for the document of all of them (`docs`). What they share: `body` reads and checks a request,
 //! `inputs` is the text-or-token-ids field, `write` makes JSON of floats, `status` turns an error into
-//! an answer, `observe` is the outermost layer.
+//! an answer, `observe` is the outermost layer, `internal` marks the requests that the process sends itself.
 
 pub mod app;
 pub mod docs;
+pub mod internal;
 pub mod status;
 pub mod write;
 

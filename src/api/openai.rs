@@ -16,7 +16,7 @@ use super::status::{Fault, Kind};
 use super::{ApiState, body, write};
 use crate::inference::Computed;
 use crate::model::ModelInfo;
-use crate::request::{EmbedParams, Priority, Request as Embed};
+use crate::request::{EmbedParams, Request as Embed};
 use crate::{Error, Result};
 
 /// The routes of OpenAI's protocol.
@@ -105,10 +105,10 @@ struct EmbeddingsUsage {
     responses((status = 200, body = Embeddings, description = "One embedding an input, in their order"), Refusals),
 )]
 pub async fn embeddings(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
-    let Call { body, deadline, cache_use, .. } = body::read::<EmbeddingsBody>(&state, request).await?;
+    let Call { body, deadline, cache_use, priority, .. } = body::read::<EmbeddingsBody>(&state, request).await?;
     let params = EmbedParams { dimensions: body.dimensions, ..EmbedParams::default() };
     let inputs = body.input.checked("input", state.settings.max_client_batch_size)?;
-    let request = Embed { model: body.model, inputs, params, deadline, priority: Priority::Interactive };
+    let request = Embed { model: body.model, inputs, params, deadline, priority };
     let computed = state.keeper.embed(request, cache_use, "openai").await?;
     let served = Served::of(&computed);
     let format = body.encoding_format.unwrap_or_default();

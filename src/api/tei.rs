@@ -20,7 +20,7 @@ use super::inputs::{Inputs, InputsVisitor, check_count};
 use super::phases::{Served, attach};
 use super::status::{Fault, Kind};
 use super::{ApiState, body, write};
-use crate::request::{EmbedParams, Input, Priority, Request as Embed, Truncation, TruncationDirection};
+use crate::request::{EmbedParams, Input, Request as Embed, Truncation, TruncationDirection};
 use crate::{Error, Result};
 
 /// The routes of text-embeddings-inference's protocol.
@@ -103,7 +103,7 @@ pub async fn embed(State(state): State<ApiState>, request: Request) -> Result<Re
 }
 
 async fn embed_call(state: &ApiState, call: Call<EmbedBody>) -> Result<Response, Fault> {
-    let Call { body, deadline, cache_use, .. } = call;
+    let Call { body, deadline, cache_use, priority, .. } = call;
     let params = EmbedParams {
         normalize: Some(body.normalize.unwrap_or(true)),
         dimensions: body.dimensions,
@@ -111,7 +111,7 @@ async fn embed_call(state: &ApiState, call: Call<EmbedBody>) -> Result<Response,
         prompt_name: body.prompt_name,
     };
     let inputs = body.inputs.checked("inputs", state.settings.max_client_batch_size)?;
-    let request = Embed { model: None, inputs, params, deadline, priority: Priority::Interactive };
+    let request = Embed { model: None, inputs, params, deadline, priority };
     let computed = state.keeper.embed(request, cache_use, "tei").await.map_err(rename)?;
     let served = Served::of(&computed);
     let rows = computed.rows;
@@ -161,7 +161,7 @@ pub async fn similarity(State(state): State<ApiState>, request: Request) -> Resu
 }
 
 async fn similarity_call(state: &ApiState, call: Call<SimilarityBody>) -> Result<Response, Fault> {
-    let Call { body: SimilarityBody { inputs, parameters }, deadline, cache_use, .. } = call;
+    let Call { body: SimilarityBody { inputs, parameters }, deadline, cache_use, priority, .. } = call;
     let parameters = parameters.unwrap_or_default();
     // One place of the limit is the source sentence's.
     let limit = state.settings.max_client_batch_size.saturating_sub(1).max(1);
@@ -173,7 +173,7 @@ async fn similarity_call(state: &ApiState, call: Call<SimilarityBody>) -> Result
         prompt_name: parameters.prompt_name,
     };
     let texts = std::iter::once(inputs.source_sentence).chain(inputs.sentences).map(Input::Text).collect();
-    let request = Embed { model: None, inputs: texts, params, deadline, priority: Priority::Interactive };
+    let request = Embed { model: None, inputs: texts, params, deadline, priority };
     let computed = state.keeper.embed(request, cache_use, "tei").await.map_err(rename_similarity)?;
     let served = Served::of(&computed);
     let cosines = match computed.rows.split_first() {
@@ -268,16 +268,16 @@ impl<'de> Deserialize<'de> for MainTaskInputs {
     responses((status = 200, description = "As `/embed` or `/similarity` answer", body = serde_json::Value), Refusals),
 )]
 pub async fn main_task(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
-    let Call { body, deadline, timeout, cache_use } = body::read::<MainTaskBody>(&state, request).await?;
+    let Call { body, deadline, timeout, cache_use, priority } = body::read::<MainTaskBody>(&state, request).await?;
     let MainTaskBody { inputs, normalize, truncate, truncation_direction, prompt_name, dimensions, parameters } = body;
     match inputs {
         MainTaskInputs::Embed(inputs) => {
             let body = EmbedBody { inputs, normalize, truncate, truncation_direction, prompt_name, dimensions };
-            embed_call(&state, Call { body, deadline, timeout, cache_use }).await
+            embed_call(&state, Call { body, deadline, timeout, cache_use, priority }).await
         }
         MainTaskInputs::Similarity(inputs) => {
             let body = SimilarityBody { inputs, parameters };
-            similarity_call(&state, Call { body, deadline, timeout, cache_use }).await
+            similarity_call(&state, Call { body, deadline, timeout, cache_use, priority }).await
         }
     }
 }

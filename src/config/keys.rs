@@ -334,7 +334,7 @@ pub const KEYS: &[Key] = &[
         alias: None,
         effect: Effect::Live,
         field: |s| &mut s.ai.max_queue_size,
-        doc: "Most inputs waiting for a model, on all its devices together. A request that does not fit is answered 429 with a Retry-After.",
+        doc: "Most inputs waiting for a model, on all its devices together. A request that does not fit is answered 429 with a Retry-After. Inputs of background work take other places, and no more of it is let in while half as many wait in all.",
     },
     Key {
         section: "ai",

@@ -8,6 +8,7 @@
 //!                        wait ─▶ the result of another request, or its turn to lead                        ─▶ merge
 //! ```
 //!
+//! A background request neither leads nor waits: nobody shall wait for it, and what it finds in no level it computes.
 //! With the cache off a request goes straight to the engine.
 
 pub mod erase;

@@ -97,12 +97,17 @@ impl<'a> Passage<'a> {
                 if self.items[which].is_some() {
                     continue;
                 }
-                match flights.join(key) {
-                    Joined::Lead(lead) => Some(lead),
-                    Joined::Wait(wait) => {
-                        waits.push(wait_for(which, wait));
-                        continue;
-                    }
+                match self.priority {
+                    // Who joins a flight waits for its leader, and a leader in the background may take for ever. That
+                    // it may compute what another request computes too is the price.
+                    Priority::Background => None,
+                    Priority::Interactive => match flights.join(key) {
+                        Joined::Lead(lead) => Some(lead),
+                        Joined::Wait(wait) => {
+                            waits.push(wait_for(which, wait));
+                            continue;
+                        }
+                    },
                 }
             } else {
                 None
@@ -129,11 +134,13 @@ impl<'a> Passage<'a> {
         let mut left = Vec::new();
         for (duty, item) in duties.into_iter().zip(found) {
             match (item.filter(|item| self.is_row(item)), duty.lead) {
-                (Some(item), Some(lead)) => {
-                    lead.complete(&item);
+                (Some(item), lead) => {
+                    if let Some(lead) = lead {
+                        lead.complete(&item);
+                    }
                     self.items[duty.which] = Some(item);
                 }
-                (_, lead) => left.push(Duty { lead, ..duty }),
+                (None, lead) => left.push(Duty { lead, ..duty }),
             }
         }
         left

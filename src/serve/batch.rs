@@ -4,15 +4,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::class::PerClass;
 use super::dispatch::Load;
 use super::ticket::{Client, Ticket};
 use crate::model::pack::PackedInput;
 use crate::model::{Backend, InFlight, Rows};
+use crate::request::Priority;
 use crate::{Error, Result};
 
 /// Entries that are computed together: ticket i is sequence i.
 pub struct Batch {
-    /// Not empty.
+    /// Not empty. Those of background requests are behind all others.
     pub tickets: Vec<Ticket>,
 }
 
@@ -27,8 +29,10 @@ pub struct Launched {
 }
 
 impl Launched {
-    pub fn load(&self) -> Load {
-        Load { num_entries: self.batch.tickets.len(), num_tokens: self.num_tokens }
+    pub fn load(&self) -> PerClass<Load> {
+        let all = Load { num_entries: self.batch.tickets.len(), num_tokens: self.num_tokens };
+        let background = self.batch.background();
+        PerClass { interactive: all - background, background }
     }
 }
 
@@ -64,6 +68,20 @@ impl From<Error> for Failure {
 impl Batch {
     pub fn num_tokens(&self) -> usize {
         self.tickets.iter().map(Ticket::num_tokens).sum()
+    }
+
+    /// The entries of each class. A look at the last one where there is no background work.
+    pub fn by_class(&self) -> PerClass<&[Ticket]> {
+        let of_background = |ticket: &&Ticket| ticket.client.priority == Priority::Background;
+        let num_background = self.tickets.iter().rev().take_while(of_background).count();
+        let (interactive, background) = self.tickets.split_at(self.tickets.len() - num_background);
+        PerClass { interactive, background }
+    }
+
+    /// The part of it that is background work.
+    pub fn background(&self) -> Load {
+        let background = self.by_class().background;
+        Load { num_entries: background.len(), num_tokens: background.iter().map(Ticket::num_tokens).sum() }
     }
 
     /// Lays the sequences one after another. Copies the ids; the tickets keep theirs for a second try.
@@ -104,8 +122,13 @@ impl Batch {
     }
 
     /// Two halves by requests, so that the one whose input breaks the forward can be found; itself again if
-    /// all entries are of one request.
-    pub fn split(self) -> Result<(Self, Self), Self> {
+    /// all entries are of one request. The classes first: it need not be the interactive ones' trouble for long.
+    pub fn split(mut self) -> Result<(Self, Self), Self> {
+        let num_interactive = self.by_class().interactive.len();
+        if (1..self.tickets.len()).contains(&num_interactive) {
+            let background = self.tickets.split_off(num_interactive);
+            return Ok((self, Self { tickets: background }));
+        }
         let mut clients: Vec<*const Client> = self.tickets.iter().map(|t| Arc::as_ptr(&t.client)).collect();
         clients.sort_unstable();
         clients.dedup();

@@ -1,4 +1,5 @@
-//! How long a batch will take, learned while serving. Feeds Retry-After and the check of deadlines.
+//! How long a batch will take, learned while serving. Feeds Retry-After and the check of deadlines, and says how much
+//! background work a batch may do.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,6 +9,19 @@ use super::policy::BatchLimits;
 /// Weight of the newest batch in each mean: the last 20 or so count, so that a change of load or of the
 /// limits is learned within a second, and one hiccup moves the estimate by a twentieth of itself.
 const NEWEST: f64 = 0.05;
+
+/// Longest that a batch of background work alone should take: what it adds at most to the wait of an interactive request
+/// that comes meanwhile. Short beside what such a request takes over a network, and long enough for batches at which
+/// every device here is about as fast, a token, as it gets.
+const ALONE: f64 = 0.010;
+
+/// The same where the shortest batch takes long already: so many times its time. A larger model on a slow device would
+/// otherwise do one entry at a time, and spend all its time on what a batch costs whatever is in it.
+const ALONE_BASES: f64 = 2.0;
+
+/// By how much background entries may lengthen the batch of others that they ride along with, as a part of its time.
+/// About as much as batches vary by themselves.
+const ALONG: f64 = 0.10;
 
 /// The time of a batch as `base + per_token × num_tokens`, a straight line fitted through the last batches.
 ///
@@ -41,10 +55,26 @@ impl Fit {
         blend(&mut self.tokens_squared, n * n);
         blend(&mut self.tokens_seconds, n * t);
         blend(&mut self.entries, num_entries as f64);
-        // The first batch is missed by all of its time, which says nothing.
-        if self.num_batches > 1 {
+        // The first batch is missed by all of its time, and the second, which the warm-up makes of another size, by what
+        // a single point says of a line. Neither says anything, and it would be remembered for a hundred batches.
+        if self.num_batches > 2 {
             blend(&mut self.deviation, missed);
         }
+    }
+
+    /// Seconds a token adds at most: two standard errors above the line's slope, and no more than if all time were put on
+    /// the tokens. While batches are of about one size, the slope is little more than noise, and often nothing.
+    ///
+    /// Source: standard error of a least squares slope; for normal errors the deviation from 0.8 of it, the mean
+    /// absolute one; weights that decline by `NEWEST` a batch count for 2 / NEWEST - 1 equal ones.
+    fn slope_at_most(&self) -> f64 {
+        let (_, slope) = self.line();
+        let variance = self.tokens_squared - self.tokens * self.tokens;
+        let proportional = if self.tokens > 0.0 { self.seconds / self.tokens } else { 0.0 };
+        let num_equal = (self.num_batches as f64).min(2.0 / NEWEST - 1.0);
+        let error = self.deviation / 0.8 / (variance * num_equal).sqrt();
+        // Not a number where there is no variance: then it is the other bound.
+        if slope + 2.0 * error < proportional { slope + 2.0 * error } else { proportional }
     }
 
     /// Seconds a batch takes whatever is in it, and seconds a token adds. Neither is negative.
@@ -88,6 +118,7 @@ pub struct CostModel {
     /// neighbouring fits, which is off by no more than one batch's lesson.
     base_s: AtomicU64,
     per_token_s: AtomicU64,
+    per_token_at_most_s: AtomicU64,
     tokens_per_entry: AtomicU64,
     deviation_s: AtomicU64,
 }
@@ -98,6 +129,7 @@ impl CostModel {
         let (base, slope) = fit.line();
         self.base_s.store(base.to_bits(), Ordering::Relaxed);
         self.per_token_s.store(slope.to_bits(), Ordering::Relaxed);
+        self.per_token_at_most_s.store(fit.slope_at_most().to_bits(), Ordering::Relaxed);
         let per_entry = if fit.entries > 0.0 { fit.tokens / fit.entries } else { 0.0 };
         self.tokens_per_entry.store(per_entry.to_bits(), Ordering::Relaxed);
         self.deviation_s.store(fit.deviation.to_bits(), Ordering::Relaxed);
@@ -118,6 +150,24 @@ impl CostModel {
     /// Source: Jacobson 1988, Congestion Avoidance and Control, section 2 (a bound from mean and deviation).
     pub fn batch_at_most(&self, num_tokens: usize) -> Duration {
         self.batch(num_tokens) + seconds(2.0 * load(&self.deviation_s))
+    }
+
+    /// Most tokens of a batch that [`CostModel::batch_at_most`] expects to be done in this time.
+    pub fn tokens_at_most(&self, time: Duration) -> usize {
+        let left = time.as_secs_f64() - 2.0 * load(&self.deviation_s) - load(&self.base_s);
+        if left < 0.0 { 0 } else { tokens_in(left, load(&self.per_token_s)) }
+    }
+
+    /// Most tokens of a batch of background work alone.
+    pub fn tokens_alone(&self) -> usize {
+        let base = load(&self.base_s);
+        tokens_in(ALONE.max(ALONE_BASES * base) - base, load(&self.per_token_at_most_s))
+    }
+
+    /// Most tokens of a batch that has so many tokens of others, with background entries that ride along.
+    pub fn tokens_along(&self, num_tokens: usize) -> usize {
+        let time = load(&self.base_s) + load(&self.per_token_s) * num_tokens as f64;
+        num_tokens.saturating_add(tokens_in(ALONG * time, load(&self.per_token_at_most_s)))
     }
 
     /// Time until so many waiting entries of the usual length are computed.
@@ -145,6 +195,12 @@ impl CostModel {
 
 fn load(bits: &AtomicU64) -> f64 {
     f64::from_bits(bits.load(Ordering::Relaxed))
+}
+
+/// Tokens that take so many seconds. As many as one likes where they cost nothing, as all do before the first batch.
+fn tokens_in(seconds: f64, per_token_s: f64) -> usize {
+    // The conversion keeps to the bounds of the integer.
+    if per_token_s > 0.0 { (seconds / per_token_s) as usize } else { usize::MAX }
 }
 
 /// An estimate is no promise: an hour is as good as anything beyond, and keeps `Duration` from overflowing.
@@ -229,6 +285,85 @@ mod tests {
         cost.publish(&fit);
         let bound = cost.batch_at_most(100);
         assert!((11..14).contains(&bound.as_millis()), "{bound:?}");
+    }
+
+    /// What is learned of a device whose batches take exactly so long.
+    fn learned(base_us: u64, per_token_us: u64) -> CostModel {
+        let mut fit = Fit::default();
+        for num_tokens in [2, 500, 20, 90].repeat(10) {
+            fit.learn(1, num_tokens, Duration::from_micros(base_us + per_token_us * num_tokens as u64));
+        }
+        let cost = CostModel::default();
+        cost.publish(&fit);
+        cost
+    }
+
+    #[test]
+    fn background_work_is_bounded_by_its_time_alone_and_along() {
+        let close = |got: usize, expected: usize| assert!(got.abs_diff(expected) <= 1, "{got}, not {expected}");
+        let gpu = learned(2000, 1);
+        close(gpu.tokens_alone(), 8000);
+        // A tenth of 2.1 ms.
+        close(gpu.tokens_along(100), 310);
+        let cpu = learned(500, 50);
+        close(cpu.tokens_alone(), 190);
+        // Less than a short text.
+        close(cpu.tokens_along(20), 23);
+        let large = learned(40_000, 1000);
+        // 80 ms, of which half is the base.
+        close(large.tokens_alone(), 40);
+        let unknown = CostModel::default();
+        assert_eq!((unknown.tokens_alone(), unknown.tokens_along(7)), (usize::MAX, usize::MAX));
+        close(learned(0, 1000).tokens_along(7), 7);
+    }
+
+    #[test]
+    fn a_slope_that_is_noise_lets_no_background_work_in() {
+        // A millisecond whatever is in it, or so it seems: the shorter ones took longer by chance.
+        let mut fit = Fit::default();
+        for (num_tokens, us) in [(15, 1100), (16, 1000), (17, 900)].repeat(50) {
+            fit.learn(1, num_tokens, Duration::from_micros(us));
+        }
+        let cost = CostModel::default();
+        cost.publish(&fit);
+        assert_eq!(cost.line().per_token_s, 0.0);
+        assert!(cost.tokens_along(16) <= 16 + 6, "{}", cost.tokens_along(16));
+        assert!(cost.tokens_alone() <= 500, "{}", cost.tokens_alone());
+        // Of one size alone there is nothing to tell the base from the tokens by.
+        let mut fit = Fit::default();
+        (0..50).for_each(|_| fit.learn(1, 100, Duration::from_millis(5)));
+        cost.publish(&fit);
+        assert_eq!((cost.tokens_alone(), cost.tokens_along(100)), (200, 110));
+    }
+
+    #[test]
+    fn the_warm_up_makes_no_deviation() {
+        let mut fit = Fit::default();
+        fit.learn(1, 2, Duration::from_millis(2));
+        fit.learn(32, 16_384, Duration::from_millis(10));
+        let cost = CostModel::default();
+        cost.publish(&fit);
+        assert!(cost.batch_at_most(16_384) <= Duration::from_micros(10_001), "{:?}", cost.batch_at_most(16_384));
+    }
+
+    #[test]
+    fn tokens_in_time_are_those_whose_batch_is() {
+        let mut fit = Fit::default();
+        for i in 0..200usize {
+            let num_tokens = 100 * (i % 10 + 1);
+            let jitter = if i % 2 == 0 { 100 } else { 0 };
+            fit.learn(1, num_tokens, Duration::from_micros(2000 + jitter + 10 * num_tokens as u64));
+        }
+        let cost = CostModel::default();
+        cost.publish(&fit);
+        for ms in [3u64, 5, 20] {
+            let time = Duration::from_millis(ms);
+            let num_tokens = cost.tokens_at_most(time);
+            assert!(num_tokens > 0 && cost.batch_at_most(num_tokens) <= time, "{num_tokens} in {time:?}");
+            assert!(cost.batch_at_most(num_tokens + 2) > time, "{num_tokens} in {time:?}");
+        }
+        assert_eq!(cost.tokens_at_most(Duration::from_millis(1)), 0);
+        assert_eq!(CostModel::default().tokens_at_most(Duration::ZERO), usize::MAX);
     }
 
     #[test]

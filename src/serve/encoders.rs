@@ -1,17 +1,20 @@
 //! The threads that tokenise, off the async threads and over all cores.
 //!
 //! Work comes in chunks, and whoever has more chunks goes to the end of the line after each: a list of ten
-//! thousand texts does not keep one short text waiting, and is still spread over all threads.
+//! thousand texts does not keep one short text waiting, and is still spread over all threads. Background work has a line
+//! of its own, from which a thread takes a chunk when the other is empty.
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::channel::{Receiver, Sender, select_biased, unbounded};
 use parking_lot::Mutex;
 
 use super::batch::panic_text;
+use super::class::PerClass;
+use crate::request::Priority;
 use crate::{Error, Result};
 
 /// Most items of one chunk, and most bytes unless one item is longer: about a millisecond of tokenising.
@@ -20,11 +23,11 @@ const CHUNK_BYTES: usize = 16 << 10;
 
 /// Threads that take chunks of work in turn.
 ///
-/// The line is bounded by its users: each holds [`super::queue::Places`] for what it submits.
+/// The line is bounded by its users: each holds [`super::room::Places`] for what it submits.
 pub struct EncoderPool {
-    /// The threads hold the other end, and each job a copy of this one: they end when the pool and the last
+    /// The threads hold the other ends, and each job a copy of its own: they end when the pool and the last
     /// job are gone.
-    line: Sender<Job>,
+    lines: PerClass<Sender<Job>>,
     num_threads: usize,
 }
 
@@ -45,23 +48,25 @@ impl EncoderPool {
     ///
     /// Errors: `Internal` if the system gives no thread.
     pub fn new(num_threads: usize) -> Result<Self> {
-        let (line, jobs) = unbounded();
+        let ((interactive, first), (background, second)) = (unbounded(), unbounded());
+        let lines = PerClass { interactive, background };
+        let jobs = PerClass { interactive: first, background: second };
         let num_threads = num_threads.max(1);
         for i in 0..num_threads {
-            let jobs: Receiver<Job> = jobs.clone();
+            let jobs: PerClass<Receiver<Job>> = jobs.clone();
             std::thread::Builder::new()
                 .name(format!("encoder-{i}"))
                 .spawn(move || run(&jobs))
                 .map_err(|e| Error::Internal { cause: format!("no thread for an encoder: {e}") })?;
         }
-        Ok(Self { line, num_threads })
+        Ok(Self { lines, num_threads })
     }
 
     /// Maps every item with `f` and hands all results, in order, to `done`, on one of the pool's threads.
     ///
     /// `f` gets the item's index. The first error ends the work: chunks not begun are skipped. A panic of `f`
     /// is an `Internal` error. `len_bytes` weighs an item for the chunks.
-    pub fn map<I, O, F, D>(&self, items: Vec<I>, len_bytes: impl Fn(&I) -> usize, f: F, done: D)
+    pub fn map<I, O, F, D>(&self, class: Priority, items: Vec<I>, len_bytes: impl Fn(&I) -> usize, f: F, done: D)
     where
         I: Send + Sync + 'static,
         O: Send + 'static,
@@ -81,13 +86,23 @@ impl EncoderPool {
         });
         for _ in 0..work.num_chunks().min(self.num_threads) {
             // Fails only if every thread is gone; then the work is dropped, and `done` with it.
-            let _ = self.line.send(Job { work: work.clone(), line: self.line.clone() });
+            let line = &self.lines[class];
+            let _ = line.send(Job { work: work.clone(), line: line.clone() });
         }
     }
 }
 
-fn run(jobs: &Receiver<Job>) {
-    while let Ok(job) = jobs.recv() {
+/// The next job, background ones last; `None` once there will be no more.
+fn next(jobs: &PerClass<Receiver<Job>>) -> Option<Job> {
+    // A line whose last sender has gone answers at once: then all there is comes from the other.
+    select_biased! {
+        recv(jobs.interactive) -> job => job.or_else(|_| jobs.background.recv()).ok(),
+        recv(jobs.background) -> job => job.or_else(|_| jobs.interactive.recv()).ok(),
+    }
+}
+
+fn run(jobs: &PerClass<Receiver<Job>>) {
+    while let Some(job) = next(jobs) {
         // Items' panics are caught inside; this is for `done`. The thread must live on: it is one of few.
         match catch_unwind(AssertUnwindSafe(|| job.work.step())) {
             Ok(true) => {
@@ -199,7 +214,7 @@ mod tests {
     fn run_map(items: Vec<u32>, f: impl Fn(usize, &u32) -> Result<u32> + Send + Sync + 'static) -> Result<Vec<u32>> {
         let pool = EncoderPool::new(3).unwrap();
         let (tx, rx) = mpsc::channel();
-        pool.map(items, |_| 1, f, move |result| tx.send(result).unwrap());
+        pool.map(Priority::Interactive, items, |_| 1, f, move |result| tx.send(result).unwrap());
         rx.recv_timeout(LONG).unwrap()
     }
 
@@ -235,11 +250,47 @@ mod tests {
         let wait = move |i: usize, _: &u32| {
             if i == 0 { held.lock().recv_timeout(LONG).map_err(|_| Error::Draining) } else { Ok(()) }
         };
-        pool.map((0..10_000).collect(), |_| 1, wait, move |r| long.send(("long", r.is_ok())).unwrap());
-        pool.map(vec![1u32], |_| 1, |_, _| Ok(()), move |r| tx.send(("short", r.is_ok())).unwrap());
+        pool.map(
+            Priority::Interactive,
+            (0..10_000).collect(),
+            |_| 1,
+            wait,
+            move |r| long.send(("long", r.is_ok())).unwrap(),
+        );
+        pool.map(
+            Priority::Interactive,
+            vec![1u32],
+            |_| 1,
+            |_, _| Ok(()),
+            move |r| tx.send(("short", r.is_ok())).unwrap(),
+        );
         hold.send(()).unwrap();
         assert_eq!(rx.recv_timeout(LONG).unwrap(), ("short", true));
         assert_eq!(rx.recv_timeout(LONG).unwrap(), ("long", true));
+    }
+
+    #[test]
+    fn background_work_waits_until_nothing_else_does() {
+        let pool = EncoderPool::new(1).unwrap();
+        let (tx, rx) = mpsc::channel();
+        let (hold, held) = mpsc::channel::<()>();
+        let held = Mutex::new(held);
+        let wait = move |_: usize, _: &u32| held.lock().recv_timeout(LONG).map_err(|_| Error::Draining);
+        pool.map(Priority::Interactive, vec![1], |_| 1, wait, |r| r.map(drop).unwrap());
+        let ask = |class, name, num_items| {
+            let tx = tx.clone();
+            pool.map(class, vec![0; num_items], |_| 1, |_, _| Ok(()), move |_| tx.send(name).unwrap());
+        };
+        // The one thread is busy while these get into line.
+        for name in ["b1", "b2", "b3"] {
+            ask(Priority::Background, name, 1);
+        }
+        ask(Priority::Interactive, "i1", 20 * CHUNK_ITEMS);
+        ask(Priority::Interactive, "i2", 1);
+        drop(pool);
+        hold.send(()).unwrap();
+        let order: Vec<&str> = (0..5).map(|_| rx.recv_timeout(LONG).unwrap()).collect();
+        assert_eq!(order, ["i2", "i1", "b1", "b2", "b3"], "and all of it is done though the pool has gone");
     }
 
     #[test]

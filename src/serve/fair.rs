@@ -6,6 +6,8 @@
 //! a few inputs are through in one turn, and among themselves they are served in the order they came. Nobody
 //! starves: a request waits at most one quantum of each other request between two of its own turns.
 //!
+//! Each class of requests has a round of its own, see [`super::backlog`].
+//!
 //! Shortest first was rejected: it starves long requests under load. One queue in order of arrival was
 //! rejected: there a short request waits for everything before it.
 //! Source: Shreedhar and Varghese 1996, Efficient Fair Queuing Using Deficit Round-Robin, section 3.
@@ -16,14 +18,14 @@ use std::time::Instant;
 
 use super::cost::CostModel;
 use super::dispatch::Load;
-use super::policy::{BatchLimits, Waiting};
-use super::queue::{Places, Push};
+use super::queue::Push;
+use super::room::Places;
 use super::ticket::{Client, Gone, Ticket};
 use crate::Error;
 
-/// The entries waiting for one worker. Owned by it: no lock.
+/// The entries of one class that wait for one worker. Owned by it: no lock.
 #[derive(Default)]
-pub struct Backlog {
+pub struct Round {
     /// The front has the turn.
     requests: VecDeque<Waiter>,
     waiting: Load,
@@ -49,13 +51,24 @@ struct Waiter {
 pub struct Taken {
     /// Within the limits; empty if nobody waits any more.
     pub tickets: Vec<Ticket>,
+    /// Of all of these.
+    pub num_tokens: usize,
     /// Entries dropped because their deadline passed or could not be met.
     pub num_expired: usize,
     /// Entries dropped because their client went or was answered.
     pub num_closed: usize,
 }
 
-impl Backlog {
+/// How far a batch may be filled.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    pub max_entries: usize,
+    /// A batch's first entry goes whatever it has.
+    pub max_tokens: usize,
+}
+
+impl Round {
+    /// `quantum` is the length of the longest input, in tokens, or more.
     pub fn new(quantum: usize) -> Self {
         Self { quantum: quantum.max(1), ..Self::default() }
     }
@@ -74,11 +87,14 @@ impl Backlog {
         self.requests.is_empty()
     }
 
-    /// What the policy needs to know. The front request stands for the oldest: with a delay above 0 turns
-    /// rarely pass, and at 0 the age does not matter.
-    pub fn waiting(&self) -> Waiting {
-        let oldest = self.requests.front().and_then(|r| r.tickets.front()).map(|t| t.pushed);
-        Waiting { num_entries: self.waiting.num_entries, num_tokens: self.waiting.num_tokens, oldest }
+    pub fn waiting(&self) -> Load {
+        self.waiting
+    }
+
+    /// When the entry that waits longest was pushed. The front request stands for the oldest: with a delay above 0
+    /// turns rarely pass, and at 0 the age does not matter.
+    pub fn oldest(&self) -> Option<Instant> {
+        self.requests.front().and_then(|r| r.tickets.front()).map(|t| t.pushed)
     }
 
     /// All that came and waits no more, however it left.
@@ -86,15 +102,13 @@ impl Backlog {
         self.pushed - self.waiting
     }
 
-    /// Takes the entries of the next batch, and drops on the way what nobody waits for.
+    /// Adds the next entries to a batch while its bounds allow, and drops on the way what nobody waits for.
     ///
     /// An entry that would come too late by the cost model's estimate is answered with `Deadline` now: computing
     /// it would take the time of those who can still be served, and under overload of nearly everyone. The last
     /// request that waits is never dropped on an estimate alone: something is launched, and corrects it.
-    pub fn take(&mut self, limits: &BatchLimits, cost: &CostModel, now: Instant) -> Taken {
-        let mut taken = Taken::default();
-        let mut total_tokens = 0;
-        while taken.tickets.len() < limits.max_batch_size {
+    pub fn take(&mut self, taken: &mut Taken, bounds: Bounds, cost: &CostModel, now: Instant) {
+        while taken.tickets.len() < bounds.max_entries {
             let is_last_hope = taken.tickets.is_empty() && self.requests.len() == 1;
             let Some(request) = self.requests.front_mut() else { break };
             if let Some(gone) = request.client.gone(now) {
@@ -110,10 +124,11 @@ impl Backlog {
                 self.drop_front();
                 continue;
             };
-            if !taken.tickets.is_empty() && total_tokens + len > limits.max_batch_tokens {
+            let num_tokens = taken.num_tokens + len;
+            if !taken.tickets.is_empty() && num_tokens > bounds.max_tokens {
                 break;
             }
-            if !is_last_hope && request.client.deadline < now + cost.batch_at_most(total_tokens + len) {
+            if !is_last_hope && request.client.deadline < now + cost.batch_at_most(num_tokens) {
                 request.client.fail(Error::Deadline { timeout: request.client.timeout });
                 taken.num_expired += self.drop_front();
                 continue;
@@ -128,22 +143,12 @@ impl Backlog {
             request.places.give_back(1);
             taken.tickets.extend(request.tickets.pop_front());
             let is_last = request.tickets.is_empty();
-            total_tokens += len;
+            taken.num_tokens = num_tokens;
             self.waiting = self.waiting - Load { num_entries: 1, num_tokens: len };
             if is_last {
                 self.requests.pop_front();
             }
         }
-        taken
-    }
-
-    /// Answers everyone who waits with `error`. Returns the number of entries.
-    pub fn fail_all(&mut self, error: &Error) -> usize {
-        let num_entries = self.waiting.num_entries;
-        while let Some(request) = self.pop_request() {
-            request.client.fail(error.clone());
-        }
-        num_entries
     }
 
     /// Takes out what is left of the request whose turn it is.
@@ -163,8 +168,10 @@ mod tests {
     use super::*;
     use crate::model::encode::Encoding;
     use crate::model::pack::RowSpec;
+    use crate::request::Priority;
     use crate::serve::cost::Fit;
-    use crate::serve::queue::{Gate, Room};
+    use crate::serve::queue::Gate;
+    use crate::serve::room::Room;
     use crate::serve::ticket::Answer;
     use crate::{Error, Result};
     use std::time::Duration;
@@ -172,9 +179,9 @@ mod tests {
 
     const MINUTE: Duration = Duration::from_secs(60);
 
-    /// A backlog with its room and its clock.
+    /// A round with its room and its clock.
     struct Desk {
-        backlog: Backlog,
+        round: Round,
         gate: Arc<Gate>,
         room: Arc<Room>,
         cost: CostModel,
@@ -184,13 +191,14 @@ mod tests {
     impl Desk {
         fn new(quantum: usize) -> Self {
             let (gate, room, cost) = Default::default();
-            Self { backlog: Backlog::new(quantum), gate, room, cost, now: Instant::now() }
+            Self { round: Round::new(quantum), gate, room, cost, now: Instant::now() }
         }
 
         /// Pushes a request with inputs of these lengths; `id` is the first token of each.
         fn push(&mut self, id: u32, lens: &[usize], timeout: Duration) -> Receiver<Result<Answer>> {
             let accepted = self.gate.enter(lens.len()).unwrap();
-            let (client, answer) = Client::new(lens.len(), self.now, self.now + timeout, accepted);
+            let (client, answer) =
+                Client::new(lens.len(), self.now, self.now + timeout, Priority::Interactive, accepted);
             let ticket = |(input_idx, &len): (usize, &usize)| Ticket {
                 encoding: Encoding { input_ids: vec![id; len], ..Encoding::default() },
                 row: RowSpec { normalize: false, dimensions: 1 },
@@ -200,21 +208,22 @@ mod tests {
                 client: client.clone(),
             };
             let tickets = lens.iter().enumerate().map(ticket).collect();
-            let places = self.room.reserve(lens.len(), usize::MAX).unwrap();
-            self.backlog.push(Push { client, tickets, places });
+            let places = self.room.reserve(Priority::Interactive, lens.len(), usize::MAX).unwrap();
+            self.round.push(Push { client, tickets, places });
             answer
         }
 
         /// The ids of the next batch.
         fn take(&mut self, max_batch_size: usize, max_batch_tokens: usize) -> Vec<u32> {
-            let limits =
-                BatchLimits { max_batch_size, max_batch_tokens, max_queue_delay: Duration::ZERO, max_queue_size: 1 };
-            let taken = self.backlog.take(&limits, &self.cost, self.now);
+            let bounds = Bounds { max_entries: max_batch_size, max_tokens: max_batch_tokens };
+            let mut taken = Taken::default();
+            self.round.take(&mut taken, bounds, &self.cost, self.now);
             // What the policy is told and the room must be true whatever happened.
-            assert_eq!(self.backlog.waiting().num_entries, self.room.num_taken());
-            let tokens = self.backlog.requests.iter().flat_map(|r| &r.tickets).map(Ticket::num_tokens).sum::<usize>();
-            assert_eq!(self.backlog.waiting().num_tokens, tokens);
-            assert_eq!(self.backlog.left() + self.backlog.waiting, self.backlog.pushed);
+            assert_eq!(self.round.waiting().num_entries, self.room.num_taken(Priority::Interactive));
+            let tokens = self.round.requests.iter().flat_map(|r| &r.tickets).map(Ticket::num_tokens).sum::<usize>();
+            assert_eq!(self.round.waiting().num_tokens, tokens);
+            assert_eq!(self.round.left() + self.round.waiting, self.round.pushed);
+            assert_eq!(taken.tickets.iter().map(Ticket::num_tokens).sum::<usize>(), taken.num_tokens);
             taken.tickets.iter().map(|t| t.encoding.input_ids[0]).collect()
         }
 
@@ -232,7 +241,7 @@ mod tests {
         let _answers: Vec<_> = (0..5).map(|id| desk.push(id, &[16], MINUTE)).collect();
         assert_eq!(desk.take(3, 1000), [0, 1, 2]);
         assert_eq!(desk.take(3, 1000), [3, 4]);
-        assert!(desk.backlog.is_empty());
+        assert!(desk.round.is_empty());
         assert_eq!(desk.take(3, 1000), [] as [u32; 0]);
     }
 
@@ -307,26 +316,14 @@ mod tests {
     }
 
     #[test]
-    fn failing_all_answers_all() {
-        let mut desk = Desk::new(16);
-        let mut answers: Vec<_> = (0..3).map(|id| desk.push(id, &[1, 1], MINUTE)).collect();
-        assert_eq!(desk.backlog.fail_all(&Error::Draining), 6);
-        for answer in &mut answers {
-            assert_eq!(answer.try_recv().unwrap().unwrap_err(), Error::Draining);
-        }
-        assert_eq!((desk.room.num_taken(), desk.gate.num_accepted()), (0, 0));
-        assert_eq!(desk.backlog.left(), Load { num_entries: 6, num_tokens: 6 });
-    }
-
-    #[test]
     fn a_request_taken_out_keeps_its_entries_and_places() {
         let mut desk = Desk::new(16);
         let _answers = [desk.push(1, &[10, 10, 10], MINUTE), desk.push(2, &[5], MINUTE)];
         assert_eq!(desk.take(1, 1000), [1]);
-        let push = desk.backlog.pop_request().unwrap();
+        let push = desk.round.pop_request().unwrap();
         let left: Vec<_> = push.tickets.iter().map(|t| t.input_idx).collect();
-        assert_eq!((left, desk.room.num_taken()), (vec![1, 2], 3));
-        assert_eq!(desk.backlog.waiting().num_entries, 1);
+        assert_eq!((left, desk.room.num_taken(Priority::Interactive)), (vec![1, 2], 3));
+        assert_eq!(desk.round.waiting().num_entries, 1);
         drop(push);
         assert_eq!(desk.take(8, 1000), [2]);
     }

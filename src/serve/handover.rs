@@ -41,7 +41,8 @@ impl Worker {
             let was_handed = tickets.iter().any(|ticket| ticket.was_handed_over);
             tickets.iter_mut().for_each(|ticket: &mut Ticket| ticket.was_handed_over = true);
             // They had places until they were launched, so the queue has shown that it can hold them.
-            let places = self.shared.room.reserve(num_entries, usize::MAX).ok().filter(|_| !was_handed);
+            let places =
+                self.shared.room.reserve(client.priority, num_entries, usize::MAX).ok().filter(|_| !was_handed);
             let handed =
                 places.is_some_and(|places| self.peers.push(Push { client: client.clone(), tickets, places }).is_ok());
             match handed {

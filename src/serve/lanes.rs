@@ -13,7 +13,8 @@ use super::dispatch::{self, Load};
 use super::health::{Health, Standing, Vitals};
 use super::metrics::{DeviceMetrics, ModelMetrics};
 use super::policy::BatchLimits;
-use super::queue::{self, Gate, Message, Push, Room};
+use super::queue::{self, Gate, Message, Push};
+use super::room::Room;
 use super::shared::{Readiness, Shared, Traffic};
 use super::ticket::Client;
 use super::worker::Worker;
@@ -167,10 +168,10 @@ impl Lanes {
     /// Sends a request where the dispatch says. With `from`, only to devices that are ready and not that one; if
     /// there is none the request comes back.
     fn dispatch(&self, push: Push, from: Option<usize>) -> Result<(), Push> {
-        let (limits, now) = (self.limits.load(), Instant::now());
+        let (limits, now, class) = (self.limits.load(), Instant::now(), push.client.priority);
         let chunks = dispatch::chunks(push.tickets.iter().map(|t| t.num_tokens()), &limits);
         let mut turn = self.turn.lock();
-        let mut devices: Vec<_> = self.lanes.iter().map(|lane| lane.shared.candidate(now, &limits)).collect();
+        let mut devices: Vec<_> = self.lanes.iter().map(|lane| lane.shared.candidate(class, now, &limits)).collect();
         if let Some(from) = from {
             devices[from].standing = Standing::Down;
             if devices.iter().all(|d| d.standing != Standing::Ready) {
@@ -180,7 +181,7 @@ impl Lanes {
         let targets = dispatch::dispatch(&chunks, &mut devices, &limits, *turn);
         *turn = turn.wrapping_add(1);
         for (&target, &chunk) in targets.iter().zip(&chunks) {
-            self.lanes[target].shared.traffic.send(chunk);
+            self.lanes[target].shared.traffic.send(class, chunk);
         }
         drop(turn);
         if let Some((&first, rest)) = targets.split_first()

@@ -77,6 +77,7 @@ mod tests {
     use crate::model::encode::Encoding;
     use crate::model::pack::RowSpec;
     use crate::model::{DeviceTimes, Rows};
+    use crate::request::Priority;
     use crate::serve::metrics::DeviceMetrics;
     use crate::serve::queue::Gate;
     use crate::serve::ticket::{Client, Ticket};
@@ -86,7 +87,8 @@ mod tests {
     /// One request with inputs of these lengths, pushed at `pushed`.
     fn batch(lens: &[usize], pushed: Instant) -> Batch {
         let accepted = Arc::new(Gate::default()).enter(lens.len()).unwrap();
-        let (client, _) = Client::new(lens.len(), pushed, pushed + Duration::from_secs(60), accepted);
+        let (client, _) =
+            Client::new(lens.len(), pushed, pushed + Duration::from_secs(60), Priority::Interactive, accepted);
         let ticket = |(input_idx, &len): (usize, &usize)| Ticket {
             encoding: Encoding { input_ids: vec![1; len], ..Encoding::default() },
             row: RowSpec { normalize: false, dimensions: 1 },

@@ -7,14 +7,21 @@ use ::metrics::{
 };
 
 use super::batch::Batch;
+use super::class::PerClass;
 use super::policy::BatchLimits;
+use super::ticket::Ticket;
 use crate::model::Rows;
+use crate::request::Priority;
 
 /// Registers help and unit of every metric of this room. Call it once, after the recorder is installed and
 /// before the first model is added.
 pub fn describe() {
-    describe_gauge!("eremois_queue_depth", Unit::Count, "Entries accepted and not yet launched, by model");
-    describe_histogram!("eremois_queue_wait_seconds", Unit::Seconds, "From the push of an entry to its launch");
+    describe_gauge!("eremois_queue_depth", Unit::Count, "Entries accepted and not yet launched, by model and class");
+    describe_histogram!(
+        "eremois_queue_wait_seconds",
+        Unit::Seconds,
+        "From the push of an entry to its launch, by class"
+    );
     describe_histogram!("eremois_batch_size", Unit::Count, "Sequences in a launched batch");
     describe_histogram!("eremois_batch_tokens", Unit::Count, "Tokens in a launched batch");
     describe_histogram!(
@@ -39,14 +46,14 @@ pub fn describe() {
         "Finishing a batch: waiting for an asynchronous device and copying the rows to the host"
     );
     describe_histogram!("eremois_reply_seconds", Unit::Seconds, "Handing the rows of a batch to their clients");
-    describe_counter!("eremois_inputs_total", Unit::Count, "Inputs computed and answered, by model and device");
+    describe_counter!("eremois_inputs_total", Unit::Count, "Inputs computed and answered, by model, device and class");
     describe_counter!(
         "eremois_tokens_total",
         Unit::Count,
         "Tokens computed, special tokens included, by model and device"
     );
-    describe_counter!("eremois_requests_total", Unit::Count, "Requests by model and outcome");
-    describe_counter!("eremois_refused_total", Unit::Count, "Entries refused at the door, by model and reason");
+    describe_counter!("eremois_requests_total", Unit::Count, "Requests by model, class and outcome");
+    describe_counter!("eremois_refused_total", Unit::Count, "Entries refused at the door, by model, class and reason");
     describe_counter!(
         "eremois_expired_total",
         Unit::Count,
@@ -117,20 +124,20 @@ pub enum Outcome {
 
 /// The handles of one model: what happens before a device is chosen, and how it ends.
 pub struct ModelMetrics {
-    pub queue_depth: Gauge,
+    pub queue_depth: PerClass<Gauge>,
     pub tokenize: Histogram,
-    pub refused_full: Counter,
-    pub refused_late: Counter,
-    pub refused_unready: Counter,
-    pub refused_draining: Counter,
+    pub refused_full: PerClass<Counter>,
+    pub refused_late: PerClass<Counter>,
+    pub refused_unready: PerClass<Counter>,
+    pub refused_draining: PerClass<Counter>,
     pub ready: Gauge,
     pub max_batch_tokens: Gauge,
-    outcomes: [Counter; 6],
+    outcomes: PerClass<[Counter; 6]>,
 }
 
 /// The handles of one device of a model. What is labelled by model alone is counted by all of its devices together.
 pub struct DeviceMetrics {
-    pub queue_wait: Histogram,
+    pub queue_wait: PerClass<Histogram>,
     pub batch_size: Histogram,
     pub batch_tokens: Histogram,
     pub batch_fill: Histogram,
@@ -138,7 +145,7 @@ pub struct DeviceMetrics {
     pub forward: Histogram,
     pub copy: Histogram,
     pub reply: Histogram,
-    pub inputs: Counter,
+    pub inputs: PerClass<Counter>,
     pub tokens: Counter,
     pub expired_deadline: Counter,
     pub expired_closed: Counter,
@@ -165,10 +172,17 @@ impl ModelMetrics {
     pub fn new(model: &str) -> Self {
         // One line a metric below needs the name owned: the recorder keeps it.
         let m = || model.to_string();
-        let outcome = |name| counter!("eremois_requests_total", "model" => m(), "outcome" => name);
-        let refused = |reason| counter!("eremois_refused_total", "model" => m(), "reason" => reason);
+        // In the order of `Outcome`.
+        let outcomes = ["ok", "invalid", "refused", "expired", "failed", "cancelled"];
+        let outcomes_of = |class| {
+            outcomes.map(|name| counter!("eremois_requests_total", "model" => m(), "class" => class, "outcome" => name))
+        };
+        let refused = |reason| {
+            let of = |class| counter!("eremois_refused_total", "model" => m(), "class" => class, "reason" => reason);
+            PerClass::new(of)
+        };
         Self {
-            queue_depth: gauge!("eremois_queue_depth", "model" => m()),
+            queue_depth: PerClass::new(|class| gauge!("eremois_queue_depth", "model" => m(), "class" => class)),
             tokenize: histogram!("eremois_tokenize_seconds", "model" => m()),
             refused_full: refused("full"),
             refused_late: refused("late"),
@@ -176,13 +190,12 @@ impl ModelMetrics {
             refused_draining: refused("draining"),
             ready: gauge!("eremois_model_ready", "model" => m()),
             max_batch_tokens: gauge!("eremois_max_batch_tokens", "model" => m()),
-            // In the order of `Outcome`.
-            outcomes: ["ok", "invalid", "refused", "expired", "failed", "cancelled"].map(outcome),
+            outcomes: PerClass::new(outcomes_of),
         }
     }
 
-    pub fn outcome(&self, outcome: Outcome) {
-        self.outcomes[outcome as usize].increment(1);
+    pub fn outcome(&self, class: Priority, outcome: Outcome) {
+        self.outcomes[class][outcome as usize].increment(1);
     }
 }
 
@@ -190,6 +203,9 @@ impl DeviceMetrics {
     /// Looks up the handles, once a device.
     pub fn new(model: &str, device: &str) -> Self {
         let (m, d) = (|| model.to_string(), || device.to_string());
+        let queue_wait =
+            |class| histogram!("eremois_queue_wait_seconds", "model" => m(), "device" => d(), "class" => class);
+        let inputs = |class| counter!("eremois_inputs_total", "model" => m(), "device" => d(), "class" => class);
         let expired = |reason| counter!("eremois_expired_total", "model" => m(), "reason" => reason);
         let failures = |kind| counter!("eremois_batch_failures_total", "model" => m(), "device" => d(), "kind" => kind);
         let heartbeats =
@@ -200,7 +216,7 @@ impl DeviceMetrics {
         device_ready.set(0.0);
         device_lost.set(0.0);
         Self {
-            queue_wait: histogram!("eremois_queue_wait_seconds", "model" => m(), "device" => d()),
+            queue_wait: PerClass::new(queue_wait),
             batch_size: histogram!("eremois_batch_size", "model" => m(), "device" => d()),
             batch_tokens: histogram!("eremois_batch_tokens", "model" => m(), "device" => d()),
             batch_fill: histogram!("eremois_batch_fill_ratio", "model" => m(), "device" => d()),
@@ -208,7 +224,7 @@ impl DeviceMetrics {
             forward: histogram!("eremois_forward_seconds", "model" => m(), "device" => d()),
             copy: histogram!("eremois_copy_seconds", "model" => m(), "device" => d()),
             reply: histogram!("eremois_reply_seconds", "model" => m(), "device" => d()),
-            inputs: counter!("eremois_inputs_total", "model" => m(), "device" => d()),
+            inputs: PerClass::new(inputs),
             tokens: counter!("eremois_tokens_total", "model" => m(), "device" => d()),
             expired_deadline: expired("deadline"),
             expired_closed: expired("closed"),
@@ -239,9 +255,12 @@ impl DeviceMetrics {
         self.batch_size.record(num_seqs);
         self.batch_tokens.record(num_tokens as f64);
         self.batch_fill.record(by_size.max(by_tokens));
-        for ticket in &batch.tickets {
-            self.queue_wait.record(launched.saturating_duration_since(ticket.pushed));
-        }
+        let record = |wait: &Histogram, tickets: &[Ticket]| {
+            tickets.iter().for_each(|t| wait.record(launched.saturating_duration_since(t.pushed)));
+        };
+        let PerClass { interactive, background } = batch.by_class();
+        record(&self.queue_wait.interactive, interactive);
+        record(&self.queue_wait.background, background);
     }
 
     /// The rows of a batch are there.

@@ -9,8 +9,14 @@
 //!
 //! A request is admitted whole or refused, before any work is done for it. From then on its [`ticket::Client`]
 //! is answered exactly once: with rows, with an error, or, if every ticket is lost, with `Internal`.
+//!
+//! Background requests go the same way behind the interactive ones: their places are others ([`room::Room`]), their texts
+//! are tokenised by threads that have nothing else to do, and their entries get what room a batch has left
+//! ([`backlog::Backlog`]).
 
+pub mod backlog;
 pub mod batch;
+pub mod class;
 pub mod cost;
 pub mod dispatch;
 pub mod encoders;
@@ -24,6 +30,7 @@ pub mod metrics;
 pub mod policy;
 pub mod queue;
 mod recover;
+pub mod room;
 mod served;
 mod shared;
 pub mod ticket;

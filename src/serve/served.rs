@@ -13,13 +13,14 @@ use super::lanes::Lanes;
 use super::loss;
 use super::metrics::{ModelMetrics, Outcome};
 use super::policy::BatchLimits;
-use super::queue::{Accepted, Gate, Places, Push, Room};
+use super::queue::{Accepted, Gate, Push};
+use super::room::{Places, Room, background_limit};
 use super::ticket::{Answer, Client, Ticket};
 use crate::model::encode::{Encoder, Encoding};
 use crate::model::pack::RowSpec;
 use crate::model::{LoadedModel, ModelInfo};
 use crate::output::{Output, Phases, Usage};
-use crate::request::{EmbedParams, Input, Request, Truncation};
+use crate::request::{EmbedParams, Input, Priority, Request, Truncation};
 use crate::{Error, Result};
 
 /// Token-id inputs of up to this many ids are checked and copied right where they are: it takes
@@ -81,7 +82,7 @@ impl Served {
 
     /// See [`super::Engine::embed`].
     pub async fn embed(&self, request: Request, start: Instant) -> Result<Output> {
-        let mut ending = Ending { metrics: &self.metrics, outcome: Outcome::Cancelled };
+        let mut ending = Ending { metrics: &self.metrics, class: request.priority, outcome: Outcome::Cancelled };
         let result = self.embed_uncounted(request, start).await;
         ending.outcome = outcome_of(&result);
         result
@@ -93,11 +94,11 @@ impl Served {
     }
 
     async fn embed_uncounted(&self, request: Request, start: Instant) -> Result<Output> {
-        let Request { model: _, inputs, params, deadline, priority: _ } = request;
+        let Request { model: _, inputs, params, deadline, priority } = request;
         let form = Form::of(&self.info, &params)?;
         let num_inputs = inputs.len();
-        let (accepted, places) = self.admit(num_inputs, start, deadline)?;
-        let (client, answer) = Client::new(num_inputs, start, deadline, accepted);
+        let (accepted, places) = self.admit(priority, num_inputs, start, deadline)?;
+        let (client, answer) = Client::new(num_inputs, start, deadline, priority, accepted);
         // Weak: that the last ticket has gone must show.
         let asking = Arc::downgrade(&client);
         if is_small_ids(&inputs) {
@@ -112,7 +113,7 @@ impl Served {
                 None => form.encode(&encoder, input, i, num_inputs),
                 Some(_) => Err(Error::Deadline { timeout: watched.timeout }),
             };
-            self.encoders.map(inputs, len_bytes, encode, self.pusher(client, places, row, start));
+            self.encoders.map(priority, inputs, len_bytes, encode, self.pusher(client, places, row, start));
         }
         let abandoned = |now| {
             // Nobody knows how far the request has come, and another server can be asked.
@@ -164,47 +165,47 @@ impl Served {
     }
 
     /// Lets a request in, whole, or says why not.
-    fn admit(&self, num_inputs: usize, now: Instant, deadline: Instant) -> Result<(Accepted, Places)> {
+    fn admit(&self, class: Priority, num_inputs: usize, now: Instant, deadline: Instant) -> Result<(Accepted, Places)> {
         if num_inputs == 0 {
             return Err(Error::Empty { field: "input".to_string() });
         }
-        let accepted = self.enter(num_inputs)?;
+        let accepted = self.enter(class, num_inputs)?;
         self.lanes.admits(now).map_err(|health| {
-            self.metrics.refused_unready.increment(num_inputs as u64);
+            self.metrics.refused_unready[class].increment(num_inputs as u64);
             let model = self.info.name.to_string();
             match health {
                 Health::Unhealthy(reason) => Error::Unhealthy { model, reason },
                 _ => Error::Loading { model },
             }
         })?;
-        self.expect_in_time(num_inputs, now, deadline)?;
-        let places = self.reserve(&self.room, "input", num_inputs)?;
+        self.expect_in_time(class, num_inputs, now, deadline)?;
+        let places = self.reserve(&self.room, class, "input", num_inputs)?;
         Ok((accepted, places))
     }
 
     /// Refuses what would only wait for its deadline: a 429 now lets the client go elsewhere, a 504 then has
     /// kept it waiting and the queue full for nothing.
     ///
-    /// Requests take turns, so that before this one's n-th entry goes at most n of every other's.
+    /// An interactive request expects nothing of the background work that waits: the batch of it that may be on the
+    /// device is short.
     /// Errors: `Overloaded`. Never while nothing waits: then the device decides.
-    fn expect_in_time(&self, num_inputs: usize, now: Instant, deadline: Instant) -> Result<()> {
-        let num_taken = self.room.num_taken();
-        let num_ahead = num_taken.min(self.room.num_requests().saturating_mul(num_inputs));
+    fn expect_in_time(&self, class: Priority, num_inputs: usize, now: Instant, deadline: Instant) -> Result<()> {
+        let num_ahead = self.room.num_ahead(class, num_inputs);
         let timeout = deadline.saturating_duration_since(now);
         let limits = self.limits.load();
         let expected = self.lanes.backlog(num_ahead.saturating_add(num_inputs), &limits, now);
         if num_ahead == 0 || expected <= timeout.mul_f64(LATEST) {
             return Ok(());
         }
-        self.metrics.refused_late.increment(num_inputs as u64);
-        let retry_after = self.lanes.backlog(num_taken, &limits, now);
+        self.metrics.refused_late[class].increment(num_inputs as u64);
+        let retry_after = self.lanes.backlog(self.room.num_taken(class), &limits, now);
         Err(Error::Overloaded { model: self.info.name.to_string(), expected, timeout, retry_after })
     }
 
     /// Through the gate.
-    pub fn enter(&self, num_items: usize) -> Result<Accepted> {
+    pub fn enter(&self, class: Priority, num_items: usize) -> Result<Accepted> {
         self.gate.enter(num_items).ok_or_else(|| {
-            self.metrics.refused_draining.increment(num_items as u64);
+            self.metrics.refused_draining[class].increment(num_items as u64);
             Error::Draining
         })
     }
@@ -213,17 +214,21 @@ impl Served {
     ///
     /// Errors: `TooLarge` if they would not fit an empty queue, else `QueueFull` with the time in which
     /// what waits now is computed.
-    pub fn reserve(&self, room: &Arc<Room>, field: &str, num_items: usize) -> Result<Places> {
+    pub fn reserve(&self, room: &Arc<Room>, class: Priority, field: &str, num_items: usize) -> Result<Places> {
         let limits = self.limits.load();
         let limit = limits.max_queue_size;
         if num_items > limit {
             return Err(Error::TooLarge { field: field.to_string(), got: num_items, limit, unit: "inputs" });
         }
-        room.reserve(num_items, limit).map_err(|num_taken| {
-            self.metrics.refused_full.increment(num_items as u64);
+        room.reserve(class, num_items, limit).map_err(|num_taken| {
+            self.metrics.refused_full[class].increment(num_items as u64);
             // All that waits, not only what must go before this fits: who comes back at the first free place
             // meets everybody else who was refused.
             let retry_after = self.lanes.backlog(num_taken, &limits, Instant::now());
+            let limit = match class {
+                Priority::Interactive => limit,
+                Priority::Background => background_limit(limit),
+            };
             Error::QueueFull { model: self.info.name.to_string(), limit, retry_after }
         })
     }
@@ -243,8 +248,9 @@ impl Served {
         if items.is_empty() {
             return Err(Error::Empty { field: field.to_string() });
         }
-        let accepted = self.enter(items.len())?;
-        let places = self.reserve(&self.text_room, field, items.len())?;
+        let class = Priority::Interactive;
+        let accepted = self.enter(class, items.len())?;
+        let places = self.reserve(&self.text_room, class, field, items.len())?;
         let encoder = self.encoder.clone();
         let (reply, answer) = oneshot::channel();
         let done = move |result| {
@@ -252,7 +258,7 @@ impl Served {
             let _ = reply.send(result);
             drop((accepted, places));
         };
-        self.encoders.map(items, len_bytes, move |i, item| f(&encoder, i, item), done);
+        self.encoders.map(class, items, len_bytes, move |i, item| f(&encoder, i, item), done);
         answer.await.unwrap_or_else(|_| Err(Error::Internal { cause: "an encoder dropped the request".to_string() }))
     }
 }
@@ -333,12 +339,13 @@ fn outcome_of(result: &Result<Output>) -> Outcome {
 /// Counts how a request ended, also when the handler's future is dropped in the middle.
 struct Ending<'a> {
     metrics: &'a ModelMetrics,
+    class: Priority,
     outcome: Outcome,
 }
 
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
-        self.metrics.outcome(self.outcome);
+        self.metrics.outcome(self.class, self.outcome);
     }
 }
 

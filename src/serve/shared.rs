@@ -9,14 +9,17 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 use super::Settings;
+use super::class::PerClass;
 use super::cost::CostModel;
 use super::dispatch::{Candidate, Load};
 use super::health::{Health, Vitals};
 use super::metrics::DeviceMetrics;
 use super::policy::BatchLimits;
-use super::queue::{Gate, Room};
+use super::queue::Gate;
+use super::room::Room;
 use crate::Result;
 use crate::model::ModelInfo;
+use crate::request::Priority;
 
 /// One device of a model, as its handlers, encoders and worker all see it.
 pub struct Shared {
@@ -44,12 +47,12 @@ impl Shared {
         self.is_warm.load(Ordering::Relaxed)
     }
 
-    /// What the dispatch is to know of this device.
-    pub fn candidate(&self, now: Instant, limits: &BatchLimits) -> Candidate {
+    /// What the dispatch of a request of this class is to know of this device.
+    pub fn candidate(&self, class: Priority, now: Instant, limits: &BatchLimits) -> Candidate {
         let longest = self.cost.batch_at_most(limits.max_batch_tokens);
         Candidate {
             standing: self.vitals.standing(now),
-            load: self.traffic.load(),
+            load: self.traffic.load(class),
             cost: self.cost.line(),
             overdue_s: self.vitals.busy_for(now).saturating_sub(longest).as_secs_f64(),
         }
@@ -141,37 +144,82 @@ impl Readiness {
 /// all. Kept only where there are several devices to choose from; they wrap around together.
 #[derive(Debug, Default)]
 pub struct Traffic {
-    sent_entries: AtomicUsize,
-    sent_tokens: AtomicUsize,
-    left_entries: AtomicUsize,
-    left_tokens: AtomicUsize,
+    flows: PerClass<Flow>,
+    /// Background work on the device: what a request that goes before all that waits of it still waits for.
+    running: Amount,
+}
+
+/// What was sent of one class, and what of it has left.
+#[derive(Debug, Default)]
+struct Flow {
+    sent: Amount,
+    left: Amount,
+}
+
+/// A [`Load`] that threads share. Its two numbers are read and written one by one.
+#[derive(Debug, Default)]
+struct Amount {
+    num_entries: AtomicUsize,
+    num_tokens: AtomicUsize,
 }
 
 impl Traffic {
     /// Counts what is about to be sent. From any thread.
-    pub fn send(&self, load: Load) {
-        self.sent_entries.fetch_add(load.num_entries, Ordering::Relaxed);
-        self.sent_tokens.fetch_add(load.num_tokens, Ordering::Relaxed);
+    pub fn send(&self, class: Priority, load: Load) {
+        let sent = &self.flows[class].sent;
+        sent.num_entries.fetch_add(load.num_entries, Ordering::Relaxed);
+        sent.num_tokens.fetch_add(load.num_tokens, Ordering::Relaxed);
     }
 
-    /// Says what has left in all. By the device's worker alone.
-    pub fn settle(&self, left: Load) {
-        self.left_entries.store(left.num_entries, Ordering::Relaxed);
-        self.left_tokens.store(left.num_tokens, Ordering::Relaxed);
+    /// Says what has left the backlog in all, and what of it is on the device. By the device's worker alone.
+    pub fn settle(&self, left: PerClass<Load>, on_device: PerClass<Load>) {
+        self.flows.interactive.left.set(left.interactive - on_device.interactive);
+        self.flows.background.left.set(left.background - on_device.background);
+        self.run(on_device.background);
     }
 
-    /// What waits and runs. Off by what moves in this moment.
-    pub fn load(&self) -> Load {
-        let difference = |sent: &AtomicUsize, left: &AtomicUsize| {
-            let left = left.load(Ordering::Relaxed);
-            let difference = sent.load(Ordering::Relaxed).wrapping_sub(left);
-            // Read one by one, more may seem to have left than came.
+    /// Says what background work is on the device, or on its way to it. By the device's worker alone.
+    pub fn run(&self, background: Load) {
+        self.running.set(background);
+    }
+
+    /// What waits and runs, as far as a request of this class has to wait for it: background work that waits is nothing
+    /// to an interactive one. Off by what moves in this moment.
+    pub fn load(&self, class: Priority) -> Load {
+        let PerClass { interactive, background } = &self.flows;
+        match class {
+            Priority::Interactive => interactive.load() + self.running.get(),
+            Priority::Background => interactive.load() + background.load(),
+        }
+    }
+}
+
+impl Flow {
+    fn load(&self) -> Load {
+        // What has left first: read one by one, more may otherwise seem to have left than came.
+        let (left, sent) = (self.left.get(), self.sent.get());
+        let difference = |sent: usize, left: usize| {
+            let difference = sent.wrapping_sub(left);
             if difference > usize::MAX / 2 { 0 } else { difference }
         };
         Load {
-            num_entries: difference(&self.sent_entries, &self.left_entries),
-            num_tokens: difference(&self.sent_tokens, &self.left_tokens),
+            num_entries: difference(sent.num_entries, left.num_entries),
+            num_tokens: difference(sent.num_tokens, left.num_tokens),
         }
+    }
+}
+
+impl Amount {
+    fn get(&self) -> Load {
+        Load {
+            num_entries: self.num_entries.load(Ordering::Relaxed),
+            num_tokens: self.num_tokens.load(Ordering::Relaxed),
+        }
+    }
+
+    fn set(&self, load: Load) {
+        self.num_entries.store(load.num_entries, Ordering::Relaxed);
+        self.num_tokens.store(load.num_tokens, Ordering::Relaxed);
     }
 }
 
@@ -183,13 +231,33 @@ mod tests {
     fn traffic_is_what_came_less_what_left() {
         let traffic = Traffic::default();
         let load = |num_entries, num_tokens| Load { num_entries, num_tokens };
-        traffic.send(load(3, 30));
-        traffic.send(load(1, 5));
-        assert_eq!(traffic.load(), load(4, 35));
-        traffic.settle(load(3, 30));
-        assert_eq!(traffic.load(), load(1, 5));
-        traffic.settle(load(5, 50));
-        assert_eq!(traffic.load(), load(0, 0), "never below nothing");
+        let settle = |left| traffic.settle(PerClass { interactive: left, ..PerClass::default() }, PerClass::default());
+        traffic.send(Priority::Interactive, load(3, 30));
+        traffic.send(Priority::Interactive, load(1, 5));
+        assert_eq!(traffic.load(Priority::Interactive), load(4, 35));
+        settle(load(3, 30));
+        assert_eq!(traffic.load(Priority::Interactive), load(1, 5));
+        settle(load(5, 50));
+        assert_eq!(traffic.load(Priority::Interactive), load(0, 0), "never below nothing");
+    }
+
+    #[test]
+    fn background_work_counts_for_the_others_once_it_runs() {
+        let traffic = Traffic::default();
+        let load = |num_entries, num_tokens| Load { num_entries, num_tokens };
+        let both = || [Priority::Interactive, Priority::Background].map(|class| traffic.load(class));
+        traffic.send(Priority::Interactive, load(1, 5));
+        traffic.send(Priority::Background, load(4, 40));
+        assert_eq!(both(), [load(1, 5), load(5, 45)]);
+        // What is launched has left nothing yet where a device computes in the launch.
+        traffic.run(load(3, 30));
+        assert_eq!(both(), [load(4, 35), load(5, 45)]);
+        // Both on the device, the interactive entry with a part of the background ones.
+        let on_device = PerClass { interactive: load(1, 5), background: load(3, 30) };
+        traffic.settle(on_device, on_device);
+        assert_eq!(both(), [load(4, 35), load(5, 45)]);
+        traffic.settle(on_device, PerClass::default());
+        assert_eq!(both(), [load(0, 0), load(1, 10)]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::queue::Accepted;
 use crate::model::encode::Encoding;
 use crate::model::pack::RowSpec;
 use crate::output::Usage;
+use crate::request::Priority;
 use crate::{Error, Result};
 
 /// One input of one request: an entry of the queue and a sequence of a batch.
@@ -52,6 +53,8 @@ pub struct Answer {
 /// The handler that waits for a request, seen from the threads that work for it.
 pub struct Client {
     pub deadline: Instant,
+    /// Which class its entries wait in.
+    pub priority: Priority,
     /// `deadline` as a span from the request's start, for the error.
     pub timeout: Duration,
     /// Locked for moments only, by one thread at a time in practice (first an encoder, then the worker, or for
@@ -93,6 +96,7 @@ impl Client {
         num_inputs: usize,
         start: Instant,
         deadline: Instant,
+        priority: Priority,
         accepted: Accepted,
     ) -> (Arc<Self>, oneshot::Receiver<Result<Answer>>) {
         let (reply, answer) = oneshot::channel();
@@ -108,7 +112,7 @@ impl Client {
             inference_sum: Duration::ZERO,
         };
         let timeout = deadline.saturating_duration_since(start);
-        (Arc::new(Self { deadline, timeout, state: Mutex::new(state), _accepted: accepted }), answer)
+        (Arc::new(Self { deadline, priority, timeout, state: Mutex::new(state), _accepted: accepted }), answer)
     }
 
     /// Whether the work for this request would be done for nobody. An expired one is answered by this call.

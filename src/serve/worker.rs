@@ -7,15 +7,18 @@ use std::time::Instant;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError};
 
+use super::backlog::Backlog;
 use super::batch::{self, Batch, Failure, Launched, panic_text};
+use super::class::PerClass;
 use super::cost::Fit;
-use super::fair::Backlog;
+use super::dispatch::Load;
 use super::lanes::Peers;
 use super::policy::{Decision, decide};
 use super::queue::Message;
 use super::shared::Shared;
 use crate::Error;
 use crate::model::Backend;
+use crate::request::Priority;
 
 /// Owns what waits for one device and what is on it.
 pub struct Worker {
@@ -58,7 +61,8 @@ impl Worker {
 
     fn step(&mut self) -> ControlFlow<()> {
         self.absorb()?;
-        self.settle();
+        // What waits here no more and is not on the device either has left.
+        self.shared.traffic.settle(self.backlog.left(), self.on_device());
         if self.shared.vitals.is_lost() {
             return self.pass_on();
         }
@@ -74,9 +78,10 @@ impl Worker {
         }
         let limits = self.shared.limits.load();
         match decide(&self.backlog.waiting(), &limits, Instant::now()) {
-            Decision::Launch => self.launch_next(),
+            Decision::Launch(class @ Priority::Interactive) => self.launch_next(class),
             // Nothing to put behind the batch on the device: its rows are what is waited for.
-            Decision::WaitUntil(_) | Decision::Idle if self.in_flight.is_some() => self.finish_in_flight(),
+            _ if self.in_flight.is_some() => self.finish_in_flight(),
+            Decision::Launch(class @ Priority::Background) => self.launch_next(class),
             Decision::WaitUntil(at) => return self.wait(at.min(self.next_heartbeat)),
             Decision::Idle => return self.wait(self.next_heartbeat),
         }
@@ -95,10 +100,8 @@ impl Worker {
         }
     }
 
-    /// Says what waits here no more and is not on the device either.
-    fn settle(&self) {
-        let on_device = self.in_flight.as_ref().map(Launched::load).unwrap_or_default();
-        self.shared.traffic.settle(self.backlog.left() - on_device);
+    fn on_device(&self) -> PerClass<Load> {
+        self.in_flight.as_ref().map(Launched::load).unwrap_or_default()
     }
 
     /// Sleeps until something is sent or `until`; sends a heartbeat when its time has come.
@@ -115,17 +118,19 @@ impl Worker {
 
     /// Forms a batch and launches it behind the one on the device, which is finished after: while this thread
     /// packs and replies, the device has work.
-    fn launch_next(&mut self) {
+    fn launch_next(&mut self, class: Priority) {
         let shared = self.shared.clone();
         let start = Instant::now();
         let limits = shared.limits.load();
-        let taken = self.backlog.take(&limits, &shared.cost, start);
+        let taken = self.backlog.take(class, &limits, &shared.cost, start);
         shared.metrics.expired_deadline.increment(taken.num_expired as u64);
         shared.metrics.expired_closed.increment(taken.num_closed as u64);
         if taken.tickets.is_empty() {
             return;
         }
-        let launched = self.launch(Batch { tickets: taken.tickets }, start);
+        let batch = Batch { tickets: taken.tickets };
+        shared.traffic.run(self.on_device().background + batch.background());
+        let launched = self.launch(batch, start);
         self.finish_in_flight();
         match launched {
             Ok(launched) => {
@@ -169,7 +174,7 @@ impl Worker {
     /// Waits for the rows of one batch and hands them out.
     pub(super) fn finish(&mut self, launched: Launched) -> Result<(), (Batch, Failure)> {
         let Launched { batch, in_flight, num_tokens, launched, launch_took } = launched;
-        let num_entries = batch.tickets.len();
+        let (num_entries, num_background) = (batch.tickets.len(), batch.background().num_entries);
         let finishing = Instant::now();
         let rows = match batch::finish(in_flight, num_entries) {
             Ok(rows) => rows,
@@ -185,7 +190,8 @@ impl Worker {
         metrics.forward.record(launch_took);
         metrics.copy.record(finished - finishing);
         metrics.reply.record(finished.elapsed());
-        metrics.inputs.increment(num_entries as u64);
+        metrics.inputs.interactive.increment((num_entries - num_background) as u64);
+        metrics.inputs.background.increment(num_background as u64);
         metrics.tokens.increment(num_tokens as u64);
         Ok(())
     }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use eremois::Error;
 use eremois::inference::{CacheUse, Computed};
 use eremois::request::{EmbedParams, Input, Priority, Request};
-use eremois::store::cache::Cache;
+use eremois::store::cache::{Cache, CacheKey, CachedItem};
 use eremois::store::layers::Layers;
 use eremois::store::local::LocalCache;
 
@@ -111,6 +112,73 @@ async fn equal_inputs_in_flight_are_computed_once() {
         assert_eq!((rows[0][0], rows[2][0]), (1.0, 2.0));
     }
     assert_eq!(num_computed(&server) - before, 22);
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_background_request_nor_it_for_others() {
+    let server = server().await;
+    let background = |texts: &[&str]| {
+        let request = Request { priority: Priority::Background, ..request(texts, LONG) };
+        let inferences = server.inferences.clone();
+        tokio::spawn(async move { inferences.embed(request, CacheUse::Full).await })
+    };
+    let before = num_computed(&server);
+    let twice = background(&["w1", "w2", "w1"]).await.unwrap().unwrap();
+    assert_eq!((num_computed(&server) - before, twice.num_cached), (2, Some(1)), "repetitions are computed once");
+    assert_eq!(embed(&server, &["w1", "w2"]).await.num_cached, Some(2), "and all of it is kept");
+    let hit = background(&["w2", "w3"]).await.unwrap().unwrap();
+    assert_eq!((num_computed(&server) - before, hit.num_cached), (3, Some(1)));
+
+    // The same input in flight for both, whoever came first: each computes it.
+    *server.controls.per_batch.lock() = Duration::from_millis(50);
+    for (text, is_first) in [("w11", true), ("w12", false)] {
+        let before = num_computed(&server);
+        let both = match is_first {
+            true => [background(&[text]), in_flight(&server, &[text], LONG).await],
+            false => [in_flight(&server, &[text], LONG).await, background(&[text])],
+        };
+        for task in both {
+            assert_eq!(task.await.unwrap().unwrap().num_cached, Some(0));
+        }
+        assert_eq!(num_computed(&server) - before, 2);
+        assert_eq!(embed(&server, &[text]).await.num_cached, Some(1));
+    }
+}
+
+/// A cache that has nothing at hand: what it has is in another place.
+struct Remote(LocalCache);
+
+#[async_trait]
+impl Cache for Remote {
+    fn peek(&self, _: &CacheKey) -> Option<CachedItem> {
+        None
+    }
+
+    async fn get(&self, keys: &[CacheKey]) -> Vec<Option<CachedItem>> {
+        keys.iter().map(|key| self.0.get(key)).collect()
+    }
+
+    async fn put(&self, items: &[(CacheKey, CachedItem)], ttl: Duration) {
+        items.iter().for_each(|(key, item)| self.0.put(*key, item.clone(), ttl));
+    }
+
+    async fn remove(&self, _: &[CacheKey]) -> bool {
+        false
+    }
+
+    fn upkeep(&self) {}
+}
+
+#[tokio::test]
+async fn a_background_request_finds_what_is_in_another_place() {
+    let cache: Arc<dyn Cache> = Arc::new(Remote(LocalCache::new(16 << 20)));
+    let server = http::server_with(http::settings(), http::limits(), Some((cache, TTL))).await;
+    embed(&server, &["w1", "w2"]).await;
+    let before = num_computed(&server);
+    let background = Request { priority: Priority::Background, ..request(&["w2", "w3", "w1"], LONG) };
+    let computed = server.inferences.embed(background, CacheUse::Full).await.expect("all of it is good");
+    assert_eq!((num_computed(&server) - before, computed.num_cached), (1, Some(2)));
+    assert_eq!(computed.rows.iter().map(|row| row[0]).collect::<Vec<_>>(), [2.0, 3.0, 1.0]);
 }
 
 #[tokio::test]

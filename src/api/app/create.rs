@@ -20,7 +20,7 @@ use super::wire::{Inference, Parts, push_inference, push_record};
 use crate::inference::CacheUse;
 use crate::inference::keep::{Accepted, Kept, Scope, Submission};
 use crate::inference::stored_form::parameters_of;
-use crate::request::{EmbedParams, Priority, Request as Embed, Truncation, TruncationDirection};
+use crate::request::{EmbedParams, Request as Embed, Truncation, TruncationDirection};
 use crate::store::record::Record;
 use crate::{Error, Result};
 
@@ -138,7 +138,7 @@ impl From<Parameters> for EmbedParams {
 )]
 pub async fn create(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
     let idempotency_key = idempotency_key(request.headers())?;
-    let Call { body, deadline, cache_use, .. } = body::read::<InferenceBody>(&state, request).await?;
+    let Call { body, deadline, cache_use, priority, .. } = body::read::<InferenceBody>(&state, request).await?;
     let scope = state.keeper.settings().scope;
     let is_stored = body.store.unwrap_or(scope != Scope::None);
     check(&body, is_stored, scope, idempotency_key.is_some())?;
@@ -147,7 +147,7 @@ pub async fn create(State(state): State<ApiState>, request: Request) -> Result<R
     let inputs = body.input.checked("input", state.settings.max_client_batch_size)?;
     let params = EmbedParams::from(body.parameters);
     let parameters = parameters_of(&params);
-    let request = Embed { model: body.model, inputs, params, deadline, priority: Priority::Interactive };
+    let request = Embed { model: body.model, inputs, params, deadline, priority };
     if !is_stored {
         return unstored(&state, request, cache_use).await;
     }
