@@ -23,7 +23,11 @@ const MAX_TRIES: u32 = 50;
 
 /// Registers help and unit of this file's metrics.
 pub fn describe_metrics() {
-    describe_counter!("eremois_jobs_file_bytes_total", Unit::Bytes, "Bytes of files uploaded, read or written by batches");
+    describe_counter!(
+        "eremois_jobs_file_bytes_total",
+        Unit::Bytes,
+        "Bytes of files uploaded, read or written by batches"
+    );
 }
 
 /// What a file is for.

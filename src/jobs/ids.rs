@@ -49,7 +49,9 @@ mod tests {
         assert_eq!(created_at(FILE, &id), Some(at));
         assert!(new(FILE).starts_with(FILE) && created_at(FILE, &new(FILE)).is_some());
         assert!(derived(FILE, at, "x") < derived(FILE, crate::jobs::after(std::time::Duration::from_millis(2)), "x"));
-        for bad in ["", "file-", "file-12", "batch_019a7b2c3d4e7f80912a3b4c5d6e7f80", "file-zz9a7b2c3d4e7f80912a3b4c5d6e7f80"] {
+        for bad in
+            ["", "file-", "file-12", "batch_019a7b2c3d4e7f80912a3b4c5d6e7f80", "file-zz9a7b2c3d4e7f80912a3b4c5d6e7f80"]
+        {
             assert_eq!(created_at(FILE, bad), None, "{bad}");
         }
     }

@@ -20,7 +20,11 @@ const AT_A_TIME: usize = 100;
 
 /// Registers help and unit of this file's metrics.
 pub fn describe_metrics() {
-    describe_counter!("eremois_jobs_swept_total", Unit::Count, "Documents whose time was over and that were seen to, by kind");
+    describe_counter!(
+        "eremois_jobs_swept_total",
+        Unit::Count,
+        "Documents whose time was over and that were seen to, by kind"
+    );
 }
 
 /// Sees to all documents whose time is over.

@@ -65,7 +65,8 @@ impl Batches {
         };
         let file = File { id: ids::derived(ids::FILE, created_at, &format!("{id} {what}")), meta };
         if self.files.create(&file).await? {
-            ::metrics::counter!("eremois_jobs_file_bytes_total", "direction" => "written").increment(file.meta.num_bytes);
+            ::metrics::counter!("eremois_jobs_file_bytes_total", "direction" => "written")
+                .increment(file.meta.num_bytes);
         }
         Ok(Some(file.id))
     }

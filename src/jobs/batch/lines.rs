@@ -53,8 +53,8 @@ pub fn parse<'a>(line: &'a [u8], endpoint: &str) -> Result<Line<'a>, InputFault>
     if line.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
         return Err(fault("invalid_json_line", None, "not a JSON object".to_string()));
     }
-    let raw: RawLine<'a> =
-        serde_json::from_slice(line).map_err(|e| fault("invalid_json_line", None, format!("not a JSON object: {e}")))?;
+    let raw: RawLine<'a> = serde_json::from_slice(line)
+        .map_err(|e| fault("invalid_json_line", None, format!("not a JSON object: {e}")))?;
     let custom_id: String = text(raw.custom_id, "custom_id")?;
     if custom_id.is_empty() {
         return Err(fault("invalid_custom_id", Some("custom_id"), "must not be empty".to_string()));
@@ -81,8 +81,7 @@ pub fn parse<'a>(line: &'a [u8], endpoint: &str) -> Result<Line<'a>, InputFault>
 
 fn text(value: Option<&RawValue>, field: &'static str) -> Result<String, InputFault> {
     let value = value.ok_or_else(|| missing(field))?;
-    serde_json::from_str(value.get())
-        .map_err(|_| fault("invalid_type", Some(field), "expected a string".to_string()))
+    serde_json::from_str(value.get()).map_err(|_| fault("invalid_type", Some(field), "expected a string".to_string()))
 }
 
 fn missing(field: &'static str) -> InputFault {
@@ -292,7 +291,9 @@ mod tests {
             assert_eq!(numbers, [1, 4, 5], "{piece}");
             let ids: Vec<String> = spans
                 .iter()
-                .map(|span| parse(&text.as_bytes()[span.start as usize..span.end as usize], ENDPOINT).unwrap().custom_id)
+                .map(|span| {
+                    parse(&text.as_bytes()[span.start as usize..span.end as usize], ENDPOINT).unwrap().custom_id
+                })
                 .collect();
             assert_eq!(ids, ["a", "b", "ü"], "{piece}");
         }

@@ -178,7 +178,8 @@ impl Batches {
 
     /// The batch that a key stands for: `id`, or that of whoever was first. Errors: see [`Batches::create`].
     async fn take_key(&self, key: &str, new: &NewBatch, id: &str) -> Result<String> {
-        let request = json!([new.input_file_id, new.endpoint, new.completion_window, new.metadata, new.output_expires_after]);
+        let request =
+            json!([new.input_file_id, new.endpoint, new.completion_window, new.metadata, new.output_expires_after]);
         let hash = blake3::hash(request.to_string().as_bytes()).to_hex().to_string();
         let name = format!("batch:{}", blake3::hash(key.as_bytes()).to_hex());
         let document = Document {
@@ -212,7 +213,8 @@ impl Batches {
 
     /// A page of batches, newest first; `after` is the last id of the page before. Errors: the store's.
     pub async fn list(&self, after: Option<String>, limit: usize) -> Result<Page<Named>> {
-        let query = DocumentQuery { kind: DocumentKind::Batch, parent: None, after, limit: (limit + 1).min(MAX_DOCUMENTS) };
+        let query =
+            DocumentQuery { kind: DocumentKind::Batch, parent: None, after, limit: (limit + 1).min(MAX_DOCUMENTS) };
         let documents = self.tasks.work.documents(&query).await?;
         let has_more = documents.len() > limit;
         let named = |document: Document| Some(Named { batch: batch_of(&document)?, id: document.id });

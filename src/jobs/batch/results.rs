@@ -26,7 +26,9 @@ impl Skip {
     /// OpenAI's code, and words for it.
     fn words(self) -> (&'static str, &'static str) {
         match self {
-            Self::Expired => ("batch_expired", "the batch's completion window was over before this request was answered"),
+            Self::Expired => {
+                ("batch_expired", "the batch's completion window was over before this request was answered")
+            }
             Self::Cancelled => ("batch_cancelled", "the batch was cancelled before this request was answered"),
         }
     }

@@ -285,7 +285,10 @@ mod tests {
         let mut cancelled = batch(1);
         cancelled.enter(Status::Cancelling, now());
         cancelled.count(0, &results(0, 0, 1), now());
-        assert_eq!((cancelled.status, cancelled.end(), cancelled.is_done()), (Status::Cancelling, Status::Cancelled, true));
+        assert_eq!(
+            (cancelled.status, cancelled.end(), cancelled.is_done()),
+            (Status::Cancelling, Status::Cancelled, true)
+        );
         let mut failed = batch(1);
         failed.enter(Status::Failed, now());
         assert!(!failed.count(0, &results(1, 0, 0), now()));
