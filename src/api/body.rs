@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::{Body, HttpBody};
 use axum::extract::Request;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderName, header};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
@@ -18,6 +18,10 @@ use crate::{Error, Result};
 /// A body longer than this is parsed off the async threads: JSON of text is read at 0.5 to 1 GB/s, so
 /// below it parsing stays under the 500 microseconds an async thread may be held.
 const MAX_INLINE_BYTES: usize = 256 << 10;
+
+/// The types of bodies that are taken.
+const JSON: &str = "application/json in UTF-8";
+const MULTIPART: &str = "multipart/form-data";
 
 /// A request after its form is checked.
 #[derive(Debug)]
@@ -112,11 +116,20 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     }
 }
 
+/// A form with files, not compressed. Errors: `MediaType`, `ContentEncoding`.
+pub fn check_multipart(headers: &HeaderMap) -> Result<(), Fault> {
+    let got = header_text(headers, header::CONTENT_TYPE);
+    let essence = got.split(';').next().unwrap_or_default().trim();
+    if !essence.eq_ignore_ascii_case(MULTIPART) {
+        return Err(Fault::MediaType { got, expected: MULTIPART });
+    }
+    check_encoding(headers)
+}
+
 /// JSON only. Not for the parser's sake: a page of another site can make a browser send `text/plain`
 /// here without asking, but not `application/json`.
 fn check_media_type(headers: &HeaderMap) -> Result<(), Fault> {
-    let text = |name| headers.get(name).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
-    let got = text(header::CONTENT_TYPE).unwrap_or_default();
+    let got = header_text(headers, header::CONTENT_TYPE);
     let mut parts = got.split(';').map(|part| part.trim().to_ascii_lowercase());
     let essence = parts.next().unwrap_or_default();
     let is_json = essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"));
@@ -125,14 +138,22 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), Fault> {
         matches!(charset, "utf-8" | "utf8" | "us-ascii")
     });
     if !is_json || !is_utf8 {
-        return Err(Fault::MediaType { got });
+        return Err(Fault::MediaType { got, expected: JSON });
     }
-    match text(header::CONTENT_ENCODING) {
-        Some(got) if !got.trim().is_empty() && !got.trim().eq_ignore_ascii_case("identity") => {
-            Err(Fault::ContentEncoding { got })
-        }
-        _ => Ok(()),
+    check_encoding(headers)
+}
+
+fn check_encoding(headers: &HeaderMap) -> Result<(), Fault> {
+    let got = header_text(headers, header::CONTENT_ENCODING);
+    if got.trim().is_empty() || got.trim().eq_ignore_ascii_case("identity") {
+        return Ok(());
     }
+    Err(Fault::ContentEncoding { got })
+}
+
+/// Empty where the header is missing.
+fn header_text(headers: &HeaderMap, name: HeaderName) -> String {
+    headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).unwrap_or_default()
 }
 
 /// `no-store`: the cache is passed over; `no-cache`: its results are not used. Other directives are of no concern here.

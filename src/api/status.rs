@@ -27,9 +27,10 @@ pub enum Fault {
         method: String,
         path: String,
     },
-    /// A body that is not JSON by its `content-type`. `got` is empty where the header is missing.
+    /// A body of another type by its `content-type`. `got` is empty where the header is missing.
     MediaType {
         got: String,
+        expected: &'static str,
     },
     /// A compressed body.
     ContentEncoding {
@@ -188,11 +189,11 @@ impl Fault {
             Self::MethodNotAllowed { method, path } => {
                 format!("`{}` does not take {}", shorten(path, SHORT), shorten(method, SHORT))
             }
-            Self::MediaType { got } if got.is_empty() => {
-                "content-type: missing, expected application/json in UTF-8".to_string()
+            Self::MediaType { got, expected } if got.is_empty() => {
+                format!("content-type: missing, expected {expected}")
             }
-            Self::MediaType { got } => {
-                format!("content-type: expected application/json in UTF-8, got `{}`", shorten(got, SHORT))
+            Self::MediaType { got, expected } => {
+                format!("content-type: expected {expected}, got `{}`", shorten(got, SHORT))
             }
             Self::ContentEncoding { got } => {
                 format!("content-encoding: only uncompressed bodies are taken, got `{}`", shorten(got, SHORT))

@@ -38,7 +38,7 @@ impl Fault {
             Error::Internal { cause: "a bug".into() }.into(),
             Self::NoRoute { path: "/v1/embedding".into() },
             Self::MethodNotAllowed { method: "GET".into(), path: "/v1/embeddings".into() },
-            Self::MediaType { got: "text/plain".into() },
+            Self::MediaType { got: "text/plain".into(), expected: "application/json in UTF-8" },
             Self::ContentEncoding { got: "gzip".into() },
             Self::SlowBody { timeout: Duration::from_secs(30) },
             Self::Panic { cause: "a bug".into() },
