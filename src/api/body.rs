@@ -10,18 +10,17 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
 use super::ApiState;
+use super::internal::Background;
 use super::observe::Arrival;
-use super::status::Fault;
+use super::status::{Fault, JSON, MULTIPART};
 use crate::inference::CacheUse;
+use crate::request::Priority;
+use crate::store::record::InferenceId;
 use crate::{Error, Result};
 
 /// A body longer than this is parsed off the async threads: JSON of text is read at 0.5 to 1 GB/s, so
 /// below it parsing stays under the 500 microseconds an async thread may be held.
 const MAX_INLINE_BYTES: usize = 256 << 10;
-
-/// The types of bodies that are taken.
-const JSON: &str = "application/json in UTF-8";
-const MULTIPART: &str = "multipart/form-data";
 
 /// A request after its form is checked.
 #[derive(Debug)]
@@ -32,6 +31,9 @@ pub struct Call<T> {
     pub timeout: Duration,
     /// What `cache-control` asks for.
     pub cache_use: CacheUse,
+    pub priority: Priority,
+    /// The record that the result is kept in, where the process itself asks.
+    pub record_id: Option<InferenceId>,
 }
 
 /// Waits for `work` to the deadline. For what the engine does not time itself.
@@ -54,7 +56,10 @@ pub async fn read<T: DeserializeOwned + Send + 'static>(state: &ApiState, reques
     check_media_type(&parts.headers)?;
     let timeout = timeout(&parts.headers, state.settings.timeout)?;
     let cache_use = cache_use(&parts.headers);
-    let deadline = arrived + timeout;
+    let background = parts.extensions.get::<Background>().copied();
+    let deadline = background.map_or(arrived + timeout, |background| background.deadline);
+    let priority = background.map_or(Priority::Interactive, |_| Priority::Background);
+    let record_id = background.map(|background| background.record_id);
     let limit = state.settings.max_body_bytes;
     // What the head announces (`content-length`): refused before a byte of it is read.
     let announced = body.size_hint().lower() as usize;
@@ -71,7 +76,7 @@ pub async fn read<T: DeserializeOwned + Send + 'static>(state: &ApiState, reques
         let joined = tokio::task::spawn_blocking(move || parse(&bytes)).await;
         joined.map_err(|e| Error::Internal { cause: format!("parsing a body: {e}") })??
     };
-    Ok(Call { body, deadline, timeout, cache_use })
+    Ok(Call { body, deadline, timeout, cache_use, priority, record_id })
 }
 
 async fn collect(body: Body, limit: usize) -> Result<Bytes> {

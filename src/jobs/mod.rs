@@ -9,11 +9,11 @@
 //! A task may be run more than once: its process may die, or be slow to keep its lease. What comes of it is written
 //! once, by an id that was made when it was accepted.
 
-pub mod callback;
-pub mod inference;
 pub mod batch;
+pub mod callback;
 pub mod files;
 pub mod ids;
+pub mod inference;
 pub mod parts;
 pub mod runner;
 pub mod sweep;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::metrics::{Unit, counter, describe_counter};
+use jiff::Timestamp;
 
 use super::batch::Batches;
 use super::files::Files;
@@ -43,7 +44,7 @@ impl Sweep {
     /// Sweeps for ever. Several servers may do so at once.
     pub async fn run(self) {
         loop {
-            match self.once().await {
+            match self.once(record::now()).await {
                 // There may be more.
                 Ok(AT_A_TIME..) => continue,
                 Ok(_) => {}
@@ -53,11 +54,11 @@ impl Sweep {
         }
     }
 
-    /// Sees to some documents, the earliest first. Returns how many.
+    /// Sees to some documents whose time is over at `now`, the earliest first. Returns how many.
     ///
     /// Errors: the store's; what is left is found by the next sweep.
-    pub async fn once(&self) -> Result<usize> {
-        let expired = self.tasks.work.expired(record::now(), AT_A_TIME).await?;
+    pub async fn once(&self, now: Timestamp) -> Result<usize> {
+        let expired = self.tasks.work.expired(now, AT_A_TIME).await?;
         let count = expired.len();
         for document in expired {
             let kind = document.kind.as_str();

@@ -3,7 +3,6 @@
 use axum::extract::{Request, State};
 use axum::response::Response;
 use serde::Deserialize;
-use serde_json::json;
 use utoipa::ToSchema;
 
 use super::super::body::Call;
@@ -14,7 +13,7 @@ use super::super::status::Fault;
 use super::super::{ApiState, body, write};
 use crate::Result;
 use crate::inference::Computed;
-use crate::request::{EmbedParams, Priority, Request as Embed};
+use crate::request::{EmbedParams, Request as Embed};
 
 /// The body of `/v1/embeddings`. Fields not listed are ignored.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -93,11 +92,12 @@ struct EmbeddingsUsage {
     responses((status = 200, body = Embeddings, description = "One embedding an input, in their order"), Refusals),
 )]
 pub async fn embeddings(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
-    let Call { body, deadline, cache_use, .. } = body::read::<EmbeddingsBody>(&state, request).await?;
+    let Call { body, deadline, cache_use, priority, record_id, .. } =
+        body::read::<EmbeddingsBody>(&state, request).await?;
     let params = EmbedParams { dimensions: body.dimensions, ..EmbedParams::default() };
     let inputs = body.input.checked("input", state.settings.max_client_batch_size)?;
-    let request = Embed { model: body.model, inputs, params, deadline, priority: Priority::Interactive };
-    let computed = state.keeper.embed(request, cache_use, "openai").await?;
+    let request = Embed { model: body.model, inputs, params, deadline, priority };
+    let computed = state.keeper.embed(request, cache_use, "openai", record_id).await?;
     let served = Served::of(&computed);
     let format = body.encoding_format.unwrap_or_default();
     let num_floats = computed.rows.iter().map(|row| row.len()).sum();

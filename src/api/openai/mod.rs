@@ -20,9 +20,8 @@ use crate::{Error, Result};
 /// The routes of OpenAI's protocol.
 pub fn routes() -> Router<ApiState> {
     // An upload has a limit of its own, which is told while it comes in.
-    let uploads = Router::new()
-        .route("/v1/files", post(files::create).get(files::list))
-        .layer(DefaultBodyLimit::disable());
+    let uploads =
+        Router::new().route("/v1/files", post(files::create).get(files::list)).layer(DefaultBodyLimit::disable());
     Router::new()
         .merge(answered())
         .merge(uploads)

@@ -331,7 +331,9 @@ mod tests {
         let order = Some(Order::OldestFirst);
         assert_eq!(query, ListQuery { after, limit: Some(7), order, purpose: Some("batch".to_string()) });
         assert_eq!(ListQuery::parse("", 10).unwrap(), ListQuery::default());
-        for (text, field) in [("limit=0", "limit"), ("limit=11", "limit"), ("order=up", "order"), ("after=%00", "after")] {
+        for (text, field) in
+            [("limit=0", "limit"), ("limit=11", "limit"), ("order=up", "order"), ("after=%00", "after")]
+        {
             match ListQuery::parse(text, 10) {
                 Err(Error::Invalid { field: got, .. }) => assert_eq!(got, field, "{text}"),
                 other => panic!("{text}: {other:?}"),

@@ -28,6 +28,9 @@ use crate::{Error, Result};
 /// Requests of a chunk that are asked at once: what a full batch of the default size needs.
 const MAX_IN_FLIGHT: usize = 32;
 
+/// Requests that this process asks at once for all its chunks, by weight.
+const MAX_WEIGHT: usize = 64;
+
 /// Bytes of a body that weigh as much as a request: answers are some hundred times as long as inputs of a few bytes, and
 /// wait in memory until those before them are written.
 const BYTES_PER_WEIGHT: usize = 4 << 10;
@@ -40,12 +43,21 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(10);
 
 /// How often a request is asked that may itself be at fault, attempts of its chunk included.
-const MAX_TRIES: u32 = 6;
+const MAX_TRIES: u32 = 4;
 
 /// Answers chunks.
 pub struct Chunks {
-    pub batches: Batches,
-    pub endpoints: Arc<dyn Endpoints>,
+    batches: Batches,
+    endpoints: Arc<dyn Endpoints>,
+    /// Places for requests. They are given in the order they were asked for, which is that of the lines within a chunk: the
+    /// first request that is not written yet always has its place before those behind it, so none waits for itself.
+    room: Arc<Semaphore>,
+}
+
+impl Chunks {
+    pub fn new(batches: Batches, endpoints: Arc<dyn Endpoints>) -> Self {
+        Self { batches, endpoints, room: Arc::new(Semaphore::new(MAX_WEIGHT)) }
+    }
 }
 
 /// What a task says of its chunk.
@@ -93,9 +105,8 @@ impl Chunks {
         let requests = self.requests(batch_id, batch, chunk).await?;
         let (stop, stopped) = watch::channel(stop_of(batch));
         let context = Context { endpoints: &*self.endpoints, batch, stopped, attempts };
-        let room = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
         let asked = stream::iter(requests).map(|request| {
-            let (context, room) = (context.clone(), room.clone());
+            let (context, room) = (context.clone(), self.room.clone());
             async move {
                 let weight = (1 + request.body.len() / BYTES_PER_WEIGHT).min(MAX_IN_FLIGHT) as u32;
                 // It is never closed. The place is held until the answer is written.

@@ -110,7 +110,7 @@ pub fn handlers(
     let batches = Batches::new(tasks.clone(), settings.clone());
     vec![
         (TaskKind::Batch, Arc::new(split::Split { batches: batches.clone() })),
-        (TaskKind::Chunk, Arc::new(chunk::Chunks { batches, endpoints })),
+        (TaskKind::Chunk, Arc::new(chunk::Chunks::new(batches, endpoints))),
     ]
 }
 
