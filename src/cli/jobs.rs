@@ -250,7 +250,9 @@ impl View {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::no_length();
             // The template is a constant that is well formed; without it there is indicatif's own.
-            if let Ok(style) = ProgressStyle::with_template("{msg:12} {wide_bar} {pos}/{len}  {prefix}  {elapsed} ETA {eta}") {
+            if let Ok(style) =
+                ProgressStyle::with_template("{msg:12} {wide_bar} {pos}/{len}  {prefix}  {elapsed} ETA {eta}")
+            {
                 bar.set_style(style);
             }
             bar.enable_steady_tick(Duration::from_millis(200));
@@ -270,7 +272,8 @@ impl View {
             bar.set_prefix(format!("{failed} failed"));
             return;
         }
-        let is_news = self.told.as_ref().is_none_or(|(status, at)| *status != batch.status || at.elapsed() >= LINE_INTERVAL);
+        let is_news =
+            self.told.as_ref().is_none_or(|(status, at)| *status != batch.status || at.elapsed() >= LINE_INTERVAL);
         if is_news && !batch.is_final() {
             eprintln!("{}: {} of {total} done, {failed} failed", batch.status, batch.num_done());
             self.told = Some((batch.status.clone(), Instant::now()));

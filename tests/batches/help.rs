@@ -176,7 +176,8 @@ impl Runners {
     pub fn start(server: &Server, count: usize) -> Self {
         let start = |_| {
             let (stop, stopped) = oneshot::channel();
-            let options = Options { max_concurrency: 2, lease: LONG, look_interval: Duration::from_millis(20) };
+            let look_interval = Duration::from_millis(20);
+            let options = Options { max_concurrency: 2, lease: LONG, look_interval, ..Options::default() };
             let runner = Runner::new(server.state.tasks.clone(), handlers(server).into_iter().collect(), options);
             (stop, tokio::spawn(runner.run(stopped)))
         };
