@@ -299,6 +299,7 @@ async fn only_some_chunks_of_a_batch_stand_in_line_at_once() {
     let chunks = waiting.iter().find(|(kind, _)| *kind == TaskKind::Chunk).map(|(_, count)| *count);
     assert_eq!(chunks, Some(32));
     // And a small one that comes later need not wait for all of the large one.
+    *server.controls.per_batch.lock() = Duration::from_millis(2);
     let small = batch_of(&server, &input(3, |i| format!("w{i}")), "24h").await;
     let runners = Runners::start(&server, 1);
     ended(&server, &small).await;

@@ -72,6 +72,13 @@ pub async fn create(State(state): State<ApiState>, request: Request) -> Result<a
         let _ = tokio::time::timeout(DISCARD_TIME, async { while let Some(Ok(_)) = body.next().await {} }).await;
         return Err(Error::TooLarge { field: "file".to_string(), got: announced, limit, unit: "bytes" }.into());
     }
+    // The reader of forms takes all that is there at once. One piece at a time is there, whoever sends.
+    let request = request.map(|body| {
+        Body::from_stream(body.into_data_stream().then(|piece| async {
+            tokio::task::yield_now().await;
+            piece
+        }))
+    });
     let form = Multipart::from_request(request, &state).await;
     let mut form = form.map_err(|e| malformed("body", e.body_text()))?;
     match take(&state, &mut form).await {
