@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::{Body, HttpBody};
 use axum::extract::Request;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderName, header};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
@@ -12,9 +12,10 @@ use serde::de::DeserializeOwned;
 use super::ApiState;
 use super::internal::Background;
 use super::observe::Arrival;
-use super::status::Fault;
+use super::status::{Fault, JSON, MULTIPART};
 use crate::inference::CacheUse;
 use crate::request::Priority;
+use crate::store::record::InferenceId;
 use crate::{Error, Result};
 
 /// A body longer than this is parsed off the async threads: JSON of text is read at 0.5 to 1 GB/s, so
@@ -31,6 +32,8 @@ pub struct Call<T> {
     /// What `cache-control` asks for.
     pub cache_use: CacheUse,
     pub priority: Priority,
+    /// The record that the result is kept in, where the process itself asks.
+    pub record_id: Option<InferenceId>,
 }
 
 /// Waits for `work` to the deadline. For what the engine does not time itself.
@@ -53,11 +56,10 @@ pub async fn read<T: DeserializeOwned + Send + 'static>(state: &ApiState, reques
     check_media_type(&parts.headers)?;
     let timeout = timeout(&parts.headers, state.settings.timeout)?;
     let cache_use = cache_use(&parts.headers);
-    let priority = match parts.extensions.get::<Background>() {
-        Some(_) => Priority::Background,
-        None => Priority::Interactive,
-    };
-    let deadline = arrived + timeout;
+    let background = parts.extensions.get::<Background>().copied();
+    let deadline = background.map_or(arrived + timeout, |background| background.deadline);
+    let priority = background.map_or(Priority::Interactive, |_| Priority::Background);
+    let record_id = background.map(|background| background.record_id);
     let limit = state.settings.max_body_bytes;
     // What the head announces (`content-length`): refused before a byte of it is read.
     let announced = body.size_hint().lower() as usize;
@@ -74,7 +76,7 @@ pub async fn read<T: DeserializeOwned + Send + 'static>(state: &ApiState, reques
         let joined = tokio::task::spawn_blocking(move || parse(&bytes)).await;
         joined.map_err(|e| Error::Internal { cause: format!("parsing a body: {e}") })??
     };
-    Ok(Call { body, deadline, timeout, cache_use, priority })
+    Ok(Call { body, deadline, timeout, cache_use, priority, record_id })
 }
 
 async fn collect(body: Body, limit: usize) -> Result<Bytes> {
@@ -119,11 +121,20 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     }
 }
 
+/// A form with files, not compressed. Errors: `MediaType`, `ContentEncoding`.
+pub fn check_multipart(headers: &HeaderMap) -> Result<(), Fault> {
+    let got = header_text(headers, header::CONTENT_TYPE);
+    let essence = got.split(';').next().unwrap_or_default().trim();
+    if !essence.eq_ignore_ascii_case(MULTIPART) {
+        return Err(Fault::MediaType { got, expected: MULTIPART });
+    }
+    check_encoding(headers)
+}
+
 /// JSON only. Not for the parser's sake: a page of another site can make a browser send `text/plain`
 /// here without asking, but not `application/json`.
 fn check_media_type(headers: &HeaderMap) -> Result<(), Fault> {
-    let text = |name| headers.get(name).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
-    let got = text(header::CONTENT_TYPE).unwrap_or_default();
+    let got = header_text(headers, header::CONTENT_TYPE);
     let mut parts = got.split(';').map(|part| part.trim().to_ascii_lowercase());
     let essence = parts.next().unwrap_or_default();
     let is_json = essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"));
@@ -132,14 +143,22 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), Fault> {
         matches!(charset, "utf-8" | "utf8" | "us-ascii")
     });
     if !is_json || !is_utf8 {
-        return Err(Fault::MediaType { got });
+        return Err(Fault::MediaType { got, expected: JSON });
     }
-    match text(header::CONTENT_ENCODING) {
-        Some(got) if !got.trim().is_empty() && !got.trim().eq_ignore_ascii_case("identity") => {
-            Err(Fault::ContentEncoding { got })
-        }
-        _ => Ok(()),
+    check_encoding(headers)
+}
+
+fn check_encoding(headers: &HeaderMap) -> Result<(), Fault> {
+    let got = header_text(headers, header::CONTENT_ENCODING);
+    if got.trim().is_empty() || got.trim().eq_ignore_ascii_case("identity") {
+        return Ok(());
     }
+    Err(Fault::ContentEncoding { got })
+}
+
+/// Empty where the header is missing.
+fn header_text(headers: &HeaderMap, name: HeaderName) -> String {
+    headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).unwrap_or_default()
 }
 
 /// `no-store`: the cache is passed over; `no-cache`: its results are not used. Other directives are of no concern here.

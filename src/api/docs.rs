@@ -40,9 +40,19 @@ pub fn routes() -> Router<ApiState> {
         app::events::events,
         app::numbers::usage,
         app::numbers::quality,
-        openai::embeddings,
-        openai::models,
-        openai::model,
+        openai::embeddings::embeddings,
+        openai::models::models,
+        openai::models::model,
+        openai::files::create,
+        openai::files::list,
+        openai::files::one,
+        openai::files::remove,
+        openai::files::content,
+        openai::batches::create,
+        openai::batches::list,
+        openai::batches::one,
+        openai::batches::cancel,
+        openai::batches::events,
         tei::main_task,
         tei::invocations,
         tei::embed,
@@ -176,6 +186,9 @@ fn answers(envelope: Envelope, path: &str, method: &str, kind: Kind) -> bool {
     if envelope == Envelope::Application {
         return app_answers(path, method, kind);
     }
+    if path.starts_with("/v1/files") || path.starts_with("/v1/batches") {
+        return job_answers(path, method, kind);
+    }
     match kind {
         // Not of an operation: no operation was found.
         Kind::RouteNotFound | Kind::MethodNotAllowed => false,
@@ -199,6 +212,33 @@ fn answers(envelope: Envelope, path: &str, method: &str, kind: Kind) -> bool {
         | Kind::Failed
         | Kind::OutOfMemory
         | Kind::DeviceLost => method == "post",
+    }
+}
+
+/// The same for files and batches, which ask the store and no model.
+fn job_answers(path: &str, method: &str, kind: Kind) -> bool {
+    let names_one = path.contains("{id}");
+    let has_body = method == "post" && !names_one;
+    match kind {
+        Kind::Internal | Kind::StoreUnavailable => true,
+        Kind::NotFound => names_one || path == "/v1/batches" && has_body,
+        Kind::Conflict => method == "delete" || method == "post" && path.starts_with("/v1/batches"),
+        Kind::Malformed => has_body || names_one,
+        Kind::Invalid => !names_one,
+        Kind::Empty | Kind::TooLarge | Kind::UnsupportedMediaType | Kind::RequestTimeout => has_body,
+        Kind::Deadline => has_body && path == "/v1/batches",
+        Kind::RouteNotFound
+        | Kind::MethodNotAllowed
+        | Kind::ModelNotFound
+        | Kind::Loading
+        | Kind::Draining
+        | Kind::Unhealthy
+        | Kind::QueueFull
+        | Kind::Overloaded
+        | Kind::JournalFull
+        | Kind::Failed
+        | Kind::OutOfMemory
+        | Kind::DeviceLost => false,
     }
 }
 

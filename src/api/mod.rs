@@ -3,7 +3,7 @@
 //! One file or folder per protocol (`app`, `openai`, `tei`), one for the routes operators and probes use (`health`),
 //! one for the document of all of them (`docs`). What they share: `body` reads and checks a request,
 //! `inputs` is the text-or-token-ids field, `write` makes JSON of floats, `status` turns an error into
-//! an answer, `observe` is the outermost layer, `internal` marks the requests that the process sends itself.
+//! an answer, `observe` is the outermost layer, `internal` sends what the process asks itself.
 
 pub mod app;
 pub mod docs;
@@ -28,10 +28,13 @@ use axum::extract::Request;
 use axum::middleware::{from_fn, from_fn_with_state};
 
 use crate::inference::keep::Keeper;
-use crate::jobs::Tasks;
+use crate::jobs::batch::Batches;
 use crate::jobs::callback::Policy;
+use crate::jobs::files::Files;
 use crate::jobs::inference::Later;
+use crate::jobs::{JobSettings, Tasks};
 use crate::serve::Engine;
+use crate::{Error, Result};
 use status::Fault;
 
 pub use observe::describe_metrics;
@@ -44,6 +47,8 @@ pub struct ApiState {
     pub keeper: Arc<Keeper>,
     /// Where what is done later is handed in.
     pub tasks: Tasks,
+    /// What files and batches may be.
+    pub jobs: Arc<JobSettings>,
     /// Accepts inferences that are computed later.
     pub later: Arc<Later>,
     pub settings: Arc<ApiSettings>,
@@ -58,6 +63,23 @@ pub struct ApiState {
 impl ApiState {
     fn is_starting(&self) -> bool {
         self.starting.load(Ordering::Relaxed)
+    }
+
+    fn files(&self) -> Files {
+        Files::new(self.tasks.work.clone(), self.jobs.clone())
+    }
+
+    fn batches(&self) -> Batches {
+        Batches::new(self.tasks.clone(), self.jobs.clone())
+    }
+
+    /// Errors: `Invalid` naming `field` where nothing is kept, and so nothing can be promised for later.
+    fn check_durable(&self, field: &str) -> Result<()> {
+        if self.jobs.is_durable {
+            return Ok(());
+        }
+        let reason = "this server keeps neither files nor batches (database.record is `none`)".to_string();
+        Err(Error::Invalid { field: field.to_string(), reason })
     }
 }
 

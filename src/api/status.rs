@@ -15,6 +15,10 @@ use super::{ApiState, app, openai, tei};
 use crate::Error;
 use crate::store::record::Failure;
 
+/// The types of bodies that are taken.
+pub const JSON: &str = "application/json";
+pub const MULTIPART: &str = "multipart/form-data";
+
 /// Everything a handler or a layer answers instead of a result.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fault {
@@ -27,9 +31,11 @@ pub enum Fault {
         method: String,
         path: String,
     },
-    /// A body that is not JSON by its `content-type`. `got` is empty where the header is missing.
+    /// A body of another type by its `content-type`. `got` is empty where the header is missing.
     MediaType {
         got: String,
+        /// [`JSON`] or [`MULTIPART`].
+        expected: &'static str,
     },
     /// A compressed body.
     ContentEncoding {
@@ -188,11 +194,12 @@ impl Fault {
             Self::MethodNotAllowed { method, path } => {
                 format!("`{}` does not take {}", shorten(path, SHORT), shorten(method, SHORT))
             }
-            Self::MediaType { got } if got.is_empty() => {
-                "content-type: missing, expected application/json in UTF-8".to_string()
-            }
-            Self::MediaType { got } => {
-                format!("content-type: expected application/json in UTF-8, got `{}`", shorten(got, SHORT))
+            Self::MediaType { got, expected } => {
+                let charset = if *expected == JSON { " in UTF-8" } else { "" };
+                match shorten(got, SHORT) {
+                    got if got.is_empty() => format!("content-type: missing, expected {expected}{charset}"),
+                    got => format!("content-type: expected {expected}{charset}, got `{got}`"),
+                }
             }
             Self::ContentEncoding { got } => {
                 format!("content-encoding: only uncompressed bodies are taken, got `{}`", shorten(got, SHORT))
@@ -337,6 +344,7 @@ pub async fn render(State(state): State<ApiState>, request: Request, next: Next)
         tracing::error!(kind = class.kind.as_str(), cause, "request failed");
     }
     let body = envelope.body(fault).to_string();
+    let accept = if matches!(fault, Fault::MediaType { expected: MULTIPART, .. }) { MULTIPART } else { JSON };
     let retry_after = fault.retry_after();
     // A refused body may still be on its way: closing is the only way not to read it all. A draining
     // server, or one that will soon, closes so that the client's next connection finds another.
@@ -352,7 +360,7 @@ pub async fn render(State(state): State<ApiState>, request: Request, next: Next)
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     if class.kind == Kind::UnsupportedMediaType {
-        parts.headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        parts.headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
         parts.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
     Response::from_parts(parts, body.into())

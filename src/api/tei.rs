@@ -111,8 +111,8 @@ async fn embed_call(state: &ApiState, call: Call<EmbedBody>) -> Result<Response,
         prompt_name: body.prompt_name,
     };
     let inputs = body.inputs.checked("inputs", state.settings.max_client_batch_size)?;
-    let request = Embed { model: None, inputs, params, deadline, priority };
-    let computed = state.keeper.embed(request, cache_use, "tei").await.map_err(rename)?;
+    let request = Embed { model: None, inputs, params, deadline, priority: Priority::Interactive };
+    let computed = state.keeper.embed(request, cache_use, "tei", None).await.map_err(rename)?;
     let served = Served::of(&computed);
     let rows = computed.rows;
     let num_floats = rows.iter().map(|row| row.len()).sum();
@@ -173,8 +173,8 @@ async fn similarity_call(state: &ApiState, call: Call<SimilarityBody>) -> Result
         prompt_name: parameters.prompt_name,
     };
     let texts = std::iter::once(inputs.source_sentence).chain(inputs.sentences).map(Input::Text).collect();
-    let request = Embed { model: None, inputs: texts, params, deadline, priority };
-    let computed = state.keeper.embed(request, cache_use, "tei").await.map_err(rename_similarity)?;
+    let request = Embed { model: None, inputs: texts, params, deadline, priority: Priority::Interactive };
+    let computed = state.keeper.embed(request, cache_use, "tei", None).await.map_err(rename_similarity)?;
     let served = Served::of(&computed);
     let cosines = match computed.rows.split_first() {
         // The rows are of length 1, so the product is the cosine.
@@ -268,16 +268,17 @@ impl<'de> Deserialize<'de> for MainTaskInputs {
     responses((status = 200, description = "As `/embed` or `/similarity` answer", body = serde_json::Value), Refusals),
 )]
 pub async fn main_task(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
-    let Call { body, deadline, timeout, cache_use, priority } = body::read::<MainTaskBody>(&state, request).await?;
+    let Call { body, deadline, timeout, cache_use, priority, record_id } =
+        body::read::<MainTaskBody>(&state, request).await?;
     let MainTaskBody { inputs, normalize, truncate, truncation_direction, prompt_name, dimensions, parameters } = body;
     match inputs {
         MainTaskInputs::Embed(inputs) => {
             let body = EmbedBody { inputs, normalize, truncate, truncation_direction, prompt_name, dimensions };
-            embed_call(&state, Call { body, deadline, timeout, cache_use, priority }).await
+            embed_call(&state, Call { body, deadline, timeout, cache_use, priority, record_id }).await
         }
         MainTaskInputs::Similarity(inputs) => {
             let body = SimilarityBody { inputs, parameters };
-            similarity_call(&state, Call { body, deadline, timeout, cache_use, priority }).await
+            similarity_call(&state, Call { body, deadline, timeout, cache_use, priority, record_id }).await
         }
     }
 }

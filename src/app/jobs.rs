@@ -9,13 +9,15 @@ use tokio::task::JoinHandle;
 
 use super::store::Kept;
 use crate::api::{self, status};
-use crate::config::Jobs;
+use crate::config::words::RecordScope;
+use crate::config::{Jobs, Settings};
 use crate::inference::keep::Keeper;
-use crate::jobs::Tasks;
+use crate::jobs::batch::{self, call::Endpoints};
 use crate::jobs::callback::guard::Guard;
 use crate::jobs::callback::{self, Callback, Policy};
 use crate::jobs::inference::Inference;
 use crate::jobs::runner::{Handler, Options, Runner};
+use crate::jobs::{JobSettings, Tasks};
 use crate::store::work::TaskKind;
 use crate::store::work::dispatch::LocalDispatch;
 
@@ -25,14 +27,32 @@ pub fn tasks(kept: &Kept) -> Tasks {
 }
 
 /// Who does tasks of which kind.
-pub fn handlers(keeper: &Arc<Keeper>, tasks: &Tasks, settings: &Jobs) -> Vec<(TaskKind, Arc<dyn Handler>)> {
+pub fn handlers(
+    keeper: &Arc<Keeper>,
+    tasks: &Tasks,
+    settings: &Jobs,
+    batches: &Arc<JobSettings>,
+    endpoints: Arc<dyn Endpoints>,
+) -> Vec<(TaskKind, Arc<dyn Handler>)> {
     let inference = Inference::new(keeper.clone(), tasks.clone(), status::failure_of);
     let mut handlers: Vec<(TaskKind, Arc<dyn Handler>)> = vec![(TaskKind::Inference, Arc::new(inference))];
     if let Some(policy) = policy(settings) {
         let callback = Callback::new(keeper.store().clone(), policy, callback::Options::default(), api::app::render);
         handlers.push((TaskKind::Callback, Arc::new(callback)));
     }
+    handlers.extend(batch::handlers(tasks, batches, endpoints));
     handlers
+}
+
+/// What files and batches may be.
+pub fn settings(settings: &Settings) -> JobSettings {
+    JobSettings {
+        max_file_bytes: settings.jobs.max_file_bytes.0,
+        max_batch_requests: settings.jobs.max_batch_requests,
+        max_line_bytes: settings.api.max_body_bytes.0,
+        retention: settings.jobs.retention,
+        is_durable: settings.database.record != RecordScope::None,
+    }
 }
 
 /// Where callbacks may go; `None`: there are none.

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 
+use crate::api::internal::Internal;
 use crate::api::{self, ApiSettings, ApiState, BuildInfo};
 use crate::config::words::LogFormat;
 use crate::config::{Loaded, Settings, Sources};
@@ -29,6 +30,7 @@ use crate::inference::keep::Keeper;
 use crate::inference::{self, Inferences};
 use crate::jobs::Tasks;
 use crate::jobs::inference::Later;
+use crate::jobs::sweep::Sweep;
 use crate::metrics::{BUILD, Metrics, UPKEEP_INTERVAL};
 use crate::ops::monitor;
 use crate::serve::{self, Engine, Health};
@@ -115,13 +117,11 @@ pub async fn run_models(
     // True until every model is added; the API's probes read it.
     let starting = Arc::new(AtomicBool::new(true));
     let state = api_state(&engine, &kept.keeper, &tasks, &settings, &metrics, &starting);
+    let handlers =
+        jobs::handlers(&kept.keeper, &tasks, &settings.jobs, &state.jobs, Arc::new(Internal::new(state.clone())));
+    let sweep = Sweep::new(tasks.clone(), state.jobs.clone());
     let router = api::router(state);
-    let jobs = jobs::Running::start(
-        jobs::handlers(&kept.keeper, &tasks, &settings.jobs),
-        tasks,
-        &settings.jobs,
-        starting.clone(),
-    );
+    let jobs = jobs::Running::start(handlers, tasks, &settings.jobs, starting.clone());
     let connections = Connections::serve(listener, router);
     let reloader = Reloader {
         sources,
@@ -135,6 +135,7 @@ pub async fn run_models(
     let background = [
         tokio::spawn(upkeep(metrics, inferences)),
         tokio::spawn(reloader.run()),
+        tokio::spawn(sweep.run()),
         tokio::spawn(gpus::watch(engine.clone(), starting.clone())),
     ];
 
@@ -188,6 +189,7 @@ fn api_state(
         engine: engine.clone(),
         keeper: keeper.clone(),
         tasks: tasks.clone(),
+        jobs: Arc::new(jobs::settings(settings)),
         later: Arc::new(Later::start(keeper.clone(), tasks.clone())),
         settings: Arc::new(api_settings),
         metrics: Arc::new(move || metrics.render()),

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod config;
+pub mod jobs;
 pub mod models;
 pub mod serve;
 
@@ -53,6 +54,9 @@ enum Command {
     /// Show or check the settings.
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// List the batches of a server, or watch one.
+    #[command(subcommand)]
+    Jobs(jobs::JobsCommand),
     /// Put load on a server and measure it.
     Bench(Box<bench::BenchArgs>),
     /// Print version, commit and features.
@@ -82,6 +86,7 @@ pub fn main() -> ExitCode {
         Command::Serve => serve::run(sources),
         Command::Models(command) => models::run(command, &sources),
         Command::Config(command) => config::run(command, sources),
+        Command::Jobs(command) => jobs::run(command),
         Command::Bench(args) => bench::run(&args),
         Command::Version => version(),
     }

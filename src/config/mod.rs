@@ -79,6 +79,12 @@ pub struct Jobs {
     pub max_concurrency: usize,
     /// How long a server that gives no sign of life keeps a task.
     pub lease: Duration,
+    /// Largest file that a client may upload.
+    pub max_file_bytes: ByteSize,
+    /// Most requests of a batch.
+    pub max_batch_requests: usize,
+    /// How long files and batches are kept. Zero: for good.
+    pub retention: Duration,
     /// What callbacks are signed with; `None`: there are none.
     pub callback_secret: Option<Secret>,
     /// Networks that are not public and that callbacks may reach.
@@ -169,6 +175,10 @@ impl Default for Settings {
             jobs: Jobs {
                 max_concurrency: 16,
                 lease: Duration::from_secs(30),
+                // The three are those of OpenAI's API.
+                max_file_bytes: ByteSize(200 << 20),
+                max_batch_requests: 50_000,
+                retention: Duration::from_secs(30 * 24 * 3600),
                 callback_secret: None,
                 callback_networks: Networks::default(),
             },

@@ -106,10 +106,17 @@ impl Keeper {
         &self.settings
     }
 
-    /// Computes for a compatible protocol, and keeps the result where the settings keep everybody's.
+    /// Computes for a compatible protocol, and keeps the result where the settings keep everybody's: in a record of this
+    /// id, so that what is computed twice is kept once, or in a new one.
     ///
     /// Errors: those of [`Inferences::embed`] and, where the result is kept, of [`Keeper::run`].
-    pub async fn embed(&self, request: Request, cache_use: CacheUse, source: &'static str) -> Result<Computed> {
+    pub async fn embed(
+        &self,
+        request: Request,
+        cache_use: CacheUse,
+        source: &'static str,
+        id: Option<InferenceId>,
+    ) -> Result<Computed> {
         if self.settings.scope != Scope::All {
             return self.inferences.embed(request, cache_use).await;
         }
@@ -122,7 +129,7 @@ impl Keeper {
             idempotency_key: None,
             cache_use,
         };
-        let kept = self.run(submission).await?;
+        let kept = self.run_as(id.unwrap_or_default(), submission).await?;
         // Only a request with a key can be answered by a record alone.
         kept.computed.ok_or_else(|| Error::Internal { cause: "a result without its rows".to_string() })
     }
@@ -134,8 +141,11 @@ impl Keeper {
     /// Errors: those of [`Inferences::embed`]; `StoreUnavailable` and `JournalFull` where the result cannot be kept;
     /// `Invalid` for a key that came with another request before, `Conflict` for one whose request is being computed.
     pub async fn run(&self, submission: Submission) -> Result<Kept> {
+        self.run_as(InferenceId::new(), submission).await
+    }
+
+    async fn run_as(&self, id: InferenceId, submission: Submission) -> Result<Kept> {
         let created = Instant::now();
-        let id = InferenceId::new();
         // What is asked before it is known how it goes: a failure counts against the version that failed.
         let info = self.inferences.model(submission.request.model.as_deref());
         let hash = submission.idempotency_key.as_ref().map(|_| request_hash(&submission, When::Now));

@@ -9,11 +9,17 @@
 //! A task may be run more than once: its process may die, or be slow to keep its lease. What comes of it is written
 //! once, by an id that was made when it was accepted.
 
+pub mod batch;
 pub mod callback;
+pub mod files;
+pub mod ids;
 pub mod inference;
+pub mod parts;
 pub mod runner;
+pub mod sweep;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -26,6 +32,36 @@ use crate::store::work::{Task, Work};
 pub fn describe_metrics() {
     runner::describe_metrics();
     callback::describe_metrics();
+    files::describe_metrics();
+    batch::describe_metrics();
+    sweep::describe_metrics();
+}
+
+/// What files and batches may be, and how long they are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobSettings {
+    pub max_file_bytes: usize,
+    /// Most requests of a batch.
+    pub max_batch_requests: usize,
+    /// Longest line of a batch's input.
+    pub max_line_bytes: usize,
+    /// How long files and batches are kept. Zero: for good.
+    pub retention: Duration,
+    /// Whether the store keeps anything at all beyond the process's end.
+    pub is_durable: bool,
+}
+
+impl Default for JobSettings {
+    /// As OpenAI's API has it; a line may be as long as the body of a request.
+    fn default() -> Self {
+        Self {
+            max_file_bytes: 200 << 20,
+            max_batch_requests: 50_000,
+            max_line_bytes: 8 << 20,
+            retention: Duration::from_secs(30 * 24 * 3600),
+            is_durable: true,
+        }
+    }
 }
 
 /// Where tasks are, and who is told of them.
@@ -49,7 +85,7 @@ impl Tasks {
 }
 
 /// `delay` from now.
-pub(crate) fn after(delay: std::time::Duration) -> Timestamp {
+pub(crate) fn after(delay: Duration) -> Timestamp {
     let delay = jiff::SignedDuration::try_from(delay).unwrap_or(jiff::SignedDuration::MAX);
     record::now().checked_add(delay).unwrap_or(Timestamp::MAX)
 }

@@ -10,13 +10,14 @@ use axum::http::{HeaderMap, Request, StatusCode};
 use eremois::api::{ApiSettings, ApiState, BuildInfo};
 use eremois::inference::Inferences;
 use eremois::inference::keep::{KeepSettings, Keeper, KeptInput, Scope};
-use eremois::jobs::Tasks;
 use eremois::jobs::inference::Later;
+use eremois::jobs::{JobSettings, Tasks};
 use eremois::serve::policy::BatchLimits;
 use eremois::serve::{Engine, Health, Settings};
 use eremois::store::cache::Cache;
 use eremois::store::durable::Durable;
 use eremois::store::memory::Memory;
+use eremois::store::work::Work;
 use eremois::store::work::dispatch::LocalDispatch;
 use eremois::store::work::memory::MemoryWork;
 use http_body_util::BodyExt;
@@ -40,6 +41,8 @@ pub struct Server {
     pub store: Arc<Memory>,
     pub controls: Arc<Controls>,
     pub starting: Arc<AtomicBool>,
+    /// What the router stands on.
+    pub state: ApiState,
 }
 
 /// An answer, whole.
@@ -93,6 +96,19 @@ pub async fn server_that_keeps(
     cache: Option<(Arc<dyn Cache>, Duration)>,
     scope: Scope,
 ) -> Server {
+    let jobs = JobSettings { is_durable: scope != Scope::None, ..JobSettings::default() };
+    server_of(settings, limits, cache, scope, jobs, Arc::new(MemoryWork::default())).await
+}
+
+/// As [`server_that_keeps`], with background work in this store.
+pub async fn server_of(
+    settings: ApiSettings,
+    limits: BatchLimits,
+    cache: Option<(Arc<dyn Cache>, Duration)>,
+    scope: Scope,
+    jobs: JobSettings,
+    work: Arc<dyn Work>,
+) -> Server {
     let times = Settings {
         heartbeat_interval: Duration::from_secs(3600),
         retry_interval: Duration::from_millis(5),
@@ -107,19 +123,20 @@ pub async fn server_that_keeps(
     let keep = KeepSettings { scope, input: KeptInput::Full, timeout: LONG };
     let store = Arc::new(Memory::default());
     let keeper = Arc::new(Keeper::new(inferences.clone(), Arc::new(Durable::local(store.clone())), keep));
-    let tasks = Tasks { work: Arc::new(MemoryWork::default()), dispatch: Arc::new(LocalDispatch::default()) };
+    let tasks = Tasks { work, dispatch: Arc::new(LocalDispatch::default()) };
     let state = ApiState {
         engine: engine.clone(),
         keeper: keeper.clone(),
         tasks: tasks.clone(),
+        jobs: Arc::new(jobs),
         later: Arc::new(Later::start(keeper.clone(), tasks.clone())),
         settings: Arc::new(settings),
         metrics: Arc::new(|| "# no recorder here\n".to_string()),
         build: BuildInfo { version: "0.0.0".into(), commit: Some("abc".into()) },
         starting: starting.clone(),
     };
-    let router = eremois::api::router(state);
-    let server = Server { router, engine, inferences, keeper, tasks, store, controls, starting };
+    let router = eremois::api::router(state.clone());
+    let server = Server { router, engine, inferences, keeper, tasks, store, controls, starting, state };
     server.wait_for(|health| *health == Health::Ready).await;
     server
 }

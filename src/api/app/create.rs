@@ -33,7 +33,8 @@ pub const MAX_USER_CHARS: usize = 256;
 const MAX_KEY_LEN: usize = 255;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+/// Says that an answer is an earlier request's.
+pub const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
 /// The body of `POST /api/v1/inferences`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -265,16 +266,21 @@ fn check(body: &InferenceBody, is_stored: bool, scope: Scope, has_key: bool) -> 
     if has_key && !is_stored {
         return invalid("idempotency-key", "needs a result that is kept (`store: true`)");
     }
-    let too_large = |field: String, got: usize, limit: usize, unit: &'static str| {
-        if got > limit { Err(Error::TooLarge { field, got, limit, unit }) } else { Ok(()) }
-    };
     if let Some(user) = &body.user {
         check_user(user)?;
     }
-    too_large("metadata".to_string(), body.metadata.len(), MAX_METADATA, "pairs")?;
-    for (key, value) in &body.metadata {
+    check_metadata(&body.metadata)
+}
+
+/// Errors: `Invalid` and `TooLarge` naming `metadata`, or the pair of it.
+pub fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<()> {
+    let too_large = |field: String, got: usize, limit: usize, unit: &'static str| {
+        if got > limit { Err(Error::TooLarge { field, got, limit, unit }) } else { Ok(()) }
+    };
+    too_large("metadata".to_string(), metadata.len(), MAX_METADATA, "pairs")?;
+    for (key, value) in metadata {
         if key.is_empty() {
-            return invalid("metadata", "a key is empty");
+            return Err(Error::Invalid { field: "metadata".to_string(), reason: "a key is empty".to_string() });
         }
         too_large("metadata".to_string(), key.chars().count(), MAX_METADATA_KEY_CHARS, "characters in a key")?;
         too_large(format!("metadata.{key}"), value.chars().count(), MAX_METADATA_VALUE_CHARS, "characters")?;
@@ -293,7 +299,7 @@ pub fn check_user(user: &str) -> Result<()> {
 }
 
 /// Errors: `Malformed` for a key that is empty, too long, or not of visible ASCII characters.
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>> {
+pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>> {
     let Some(value) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
     let is_plain = |text: &&str| (1..=MAX_KEY_LEN).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
     match value.to_str().ok().filter(is_plain) {

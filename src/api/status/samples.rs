@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Fault;
+use super::{Fault, JSON};
 use crate::Error;
 
 impl Fault {
@@ -38,7 +38,7 @@ impl Fault {
             Error::Internal { cause: "a bug".into() }.into(),
             Self::NoRoute { path: "/v1/embedding".into() },
             Self::MethodNotAllowed { method: "GET".into(), path: "/v1/embeddings".into() },
-            Self::MediaType { got: "text/plain".into() },
+            Self::MediaType { got: "text/plain".into(), expected: JSON },
             Self::ContentEncoding { got: "gzip".into() },
             Self::SlowBody { timeout: Duration::from_secs(30) },
             Self::Panic { cause: "a bug".into() },

@@ -180,21 +180,30 @@ pub enum DocumentKind {
     Batch,
     /// What came of a chunk of a batch.
     Chunk,
+    /// Parts that are being written, and that no other document refers to yet.
+    Draft,
+    /// What was made for an idempotency key.
+    Key,
 }
 
 impl DocumentKind {
+    /// Every one there is.
+    pub const ALL: &'static [Self] = &[Self::File, Self::Batch, Self::Chunk, Self::Draft, Self::Key];
+
     /// The word of every store.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::File => "file",
             Self::Batch => "batch",
             Self::Chunk => "chunk",
+            Self::Draft => "draft",
+            Self::Key => "key",
         }
     }
 
     /// The way back from [`DocumentKind::as_str`].
     pub fn of(word: &str) -> Option<Self> {
-        [Self::File, Self::Batch, Self::Chunk].into_iter().find(|kind| kind.as_str() == word)
+        Self::ALL.iter().copied().find(|kind| kind.as_str() == word)
     }
 }
 

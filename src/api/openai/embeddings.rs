@@ -1,32 +1,19 @@
-//! OpenAI's embeddings and models. The judge is the `openai` Python package.
+//! `POST /v1/embeddings`.
 
-use axum::Router;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::response::Response;
-use axum::routing::{get, post};
-use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::body::Call;
-use super::docs::Refusals;
-use super::inputs::Inputs;
-use super::phases::{Served, attach};
-use super::status::{Fault, Kind};
-use super::{ApiState, body, write};
+use super::super::body::Call;
+use super::super::docs::Refusals;
+use super::super::inputs::Inputs;
+use super::super::phases::{Served, attach};
+use super::super::status::Fault;
+use super::super::{ApiState, body, write};
+use crate::Result;
 use crate::inference::Computed;
-use crate::model::ModelInfo;
 use crate::request::{EmbedParams, Request as Embed};
-use crate::{Error, Result};
-
-/// The routes of OpenAI's protocol.
-pub fn routes() -> Router<ApiState> {
-    Router::new()
-        .route("/v1/embeddings", post(embeddings))
-        .route("/v1/models", get(models))
-        // The rest of the path, because ids of the hub have a slash ("org/name").
-        .route("/v1/models/{*id}", get(model))
-}
 
 /// The body of `/v1/embeddings`. Fields not listed are ignored.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -105,11 +92,12 @@ struct EmbeddingsUsage {
     responses((status = 200, body = Embeddings, description = "One embedding an input, in their order"), Refusals),
 )]
 pub async fn embeddings(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
-    let Call { body, deadline, cache_use, priority, .. } = body::read::<EmbeddingsBody>(&state, request).await?;
+    let Call { body, deadline, cache_use, priority, record_id, .. } =
+        body::read::<EmbeddingsBody>(&state, request).await?;
     let params = EmbedParams { dimensions: body.dimensions, ..EmbedParams::default() };
     let inputs = body.input.checked("input", state.settings.max_client_batch_size)?;
     let request = Embed { model: body.model, inputs, params, deadline, priority };
-    let computed = state.keeper.embed(request, cache_use, "openai").await?;
+    let computed = state.keeper.embed(request, cache_use, "openai", record_id).await?;
     let served = Served::of(&computed);
     let format = body.encoding_format.unwrap_or_default();
     let num_floats = computed.rows.iter().map(|row| row.len()).sum();
@@ -138,64 +126,4 @@ fn write_embeddings(computed: &Computed, format: EncodingFormat, num_floats: usi
     let tokens = computed.usage.num_tokens;
     out.extend_from_slice(format!(r#","usage":{{"prompt_tokens":{tokens},"total_tokens":{tokens}}}}}"#).as_bytes());
     Ok(out)
-}
-
-/// One model, as OpenAI describes it.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct Model {
-    #[schema(example = "all-MiniLM-L6-v2")]
-    id: String,
-    #[schema(example = "model")]
-    object: &'static str,
-    /// Unix seconds of the model's files.
-    created: u64,
-    #[schema(example = "eremois")]
-    owned_by: &'static str,
-}
-
-/// The body of `GET /v1/models`.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct ModelList {
-    #[schema(example = "list")]
-    object: &'static str,
-    data: Vec<Model>,
-}
-
-impl From<&ModelInfo> for Model {
-    fn from(info: &ModelInfo) -> Self {
-        Self { id: info.name.to_string(), object: "model", created: info.created, owned_by: "eremois" }
-    }
-}
-
-/// The models served, default first.
-#[utoipa::path(get, path = "/v1/models", tag = "OpenAI", responses((status = 200, body = ModelList, description = "All models")))]
-pub async fn models(State(state): State<ApiState>) -> axum::Json<ModelList> {
-    let data = state.engine.models().iter().map(|info| Model::from(&**info)).collect();
-    axum::Json(ModelList { object: "list", data })
-}
-
-/// One model.
-#[utoipa::path(
-    get, path = "/v1/models/{id}", tag = "OpenAI",
-    params(("id" = String, Path, description = "A name from `/v1/models`", example = "all-MiniLM-L6-v2")),
-    responses((status = 200, body = Model, description = "The model"), Refusals),
-)]
-pub async fn model(
-    State(state): State<ApiState>,
-    id: Result<Path<String>, axum::extract::rejection::PathRejection>,
-) -> Result<axum::Json<Model>, Fault> {
-    let Path(id) = id.map_err(|e| Error::Malformed { field: "id".to_string(), reason: e.body_text() })?;
-    let info = state.engine.model(Some(&id))?;
-    Ok(axum::Json(Model::from(&*info)))
-}
-
-/// `{error: {message, type, param, code}}`. `code` is our kind, but for the one code clients match on.
-pub fn error_body(fault: &Fault) -> serde_json::Value {
-    let class = fault.class();
-    let kind = match class.kind {
-        Kind::QueueFull | Kind::Overloaded => "rate_limit_error",
-        _ if class.status.is_server_error() => "server_error",
-        _ => "invalid_request_error",
-    };
-    json!({"error": {"message": fault.message(), "type": kind, "param": fault.field(), "code": class.kind.as_str()}})
 }
