@@ -15,6 +15,7 @@ use eremois::api::internal::Background;
 use eremois::api::status::{Envelope, Fault};
 use eremois::serve::Health;
 use eremois::serve::policy::BatchLimits;
+use eremois::store::record::InferenceId;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -82,7 +83,8 @@ async fn requests_marked_in_this_process_are_background_work_and_others_are_not(
         let request = Request::post(path).header("content-type", "application/json").header("priority", "u=7");
         let mut request = request.body(Body::from(body.to_string())).unwrap();
         if is_marked {
-            Background::mark(request.extensions_mut());
+            let mark = Background { deadline: Instant::now() + http::LONG, record_id: InferenceId::new() };
+            mark.mark(request.extensions_mut());
         }
         let router = server.router.clone();
         tokio::spawn(async move { router.oneshot(request).await.unwrap().status() })

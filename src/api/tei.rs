@@ -111,7 +111,7 @@ async fn embed_call(state: &ApiState, call: Call<EmbedBody>) -> Result<Response,
         prompt_name: body.prompt_name,
     };
     let inputs = body.inputs.checked("inputs", state.settings.max_client_batch_size)?;
-    let request = Embed { model: None, inputs, params, deadline, priority: Priority::Interactive };
+    let request = Embed { model: None, inputs, params, deadline, priority };
     let computed = state.keeper.embed(request, cache_use, "tei", None).await.map_err(rename)?;
     let served = Served::of(&computed);
     let rows = computed.rows;
@@ -173,7 +173,7 @@ async fn similarity_call(state: &ApiState, call: Call<SimilarityBody>) -> Result
         prompt_name: parameters.prompt_name,
     };
     let texts = std::iter::once(inputs.source_sentence).chain(inputs.sentences).map(Input::Text).collect();
-    let request = Embed { model: None, inputs: texts, params, deadline, priority: Priority::Interactive };
+    let request = Embed { model: None, inputs: texts, params, deadline, priority };
     let computed = state.keeper.embed(request, cache_use, "tei", None).await.map_err(rename_similarity)?;
     let served = Served::of(&computed);
     let cosines = match computed.rows.split_first() {
