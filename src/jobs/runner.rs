@@ -76,6 +76,13 @@ pub struct Options {
     pub backoff: (Duration, Duration),
 }
 
+impl Options {
+    /// For how long a task is this process's for certain: others' clocks may run faster, and letting it go takes time.
+    fn certain_lease(&self) -> Duration {
+        self.lease - self.lease / 10
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
@@ -104,7 +111,7 @@ pub struct Runner {
 struct Claimed {
     task: Task,
     owner: String,
-    /// When the lease may be over: another process may have the task from then on.
+    /// When the lease may be over: another process may have the task soon after.
     until: Instant,
     offers: Vec<Offer>,
 }
@@ -227,7 +234,7 @@ impl Runner {
     ) -> Vec<Claimed> {
         let number = self.num_claims.fetch_add(1, Ordering::Relaxed);
         let owner = format!("{}.{number}", self.process);
-        let until = Instant::now() + self.options.lease;
+        let until = Instant::now() + self.options.certain_lease();
         let claim = Claim {
             owner: owner.clone(),
             now: record::now(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ::metrics::{Gauge, gauge};
 use futures::FutureExt;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::{Outcome, Runner};
 use crate::jobs::after;
@@ -76,28 +76,26 @@ impl Runner {
         }
     }
 
-    /// Completes when the task is not this process's any more, or may not be: the store has not answered since the lease
+    /// Completes when the task is not this process's any more, or may not be: the store has not answered until the lease
     /// was over. Moves `until` on.
     async fn keep(&self, task: &Task, owner: &str, until: &mut Instant) -> Hold {
         let interval = self.options.lease / 3;
+        let mut next = Instant::now() + interval;
         loop {
-            sleep(interval.min(until.saturating_duration_since(Instant::now()) / 2)).await;
+            sleep_until(next.min(*until)).await;
             let asked = Instant::now();
             let renewal = self.tasks.work.renew(&task.id, owner, after(self.options.lease));
             // A process that was halted for longer than the lease asks once whether anybody has taken it.
             match timeout_at((*until).max(asked + interval), renewal).await {
-                Ok(Ok(Hold::Held)) => *until = asked + self.options.lease,
+                Ok(Ok(Hold::Held)) => {
+                    *until = asked + self.options.certain_lease();
+                    next = asked + interval;
+                }
                 Ok(Ok(hold)) => return hold,
-                Ok(Err(_)) if Instant::now() < *until => sleep(interval / 10).await,
+                Ok(Err(_)) if Instant::now() < *until => next = Instant::now() + interval / 10,
                 Ok(Err(_)) | Err(_) => return Hold::Lost,
             }
         }
-    }
-
-    /// The pause after so many attempts.
-    fn pause(&self, attempts: u32) -> Duration {
-        let (first, longest) = self.options.backoff;
-        first.saturating_mul(1 << attempts.saturating_sub(1).min(10)).min(longest)
     }
 }
 

@@ -57,6 +57,8 @@ impl MongoSettings {
         let mut hosts = match &address.host_info {
             HostInfo::HostIdentifiers(hosts) => hosts.iter().map(ToString::to_string).collect(),
             HostInfo::DnsRecord(name) => vec![name.clone()],
+            // What the driver may learn to read: told apart by the database alone.
+            _ => Vec::new(),
         };
         hosts.iter_mut().for_each(|host| host.make_ascii_lowercase());
         hosts.sort();
