@@ -7,9 +7,10 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::store::Kept;
+use super::store::{self, Kept};
+use crate::Result;
 use crate::api::{self, status};
-use crate::config::words::RecordScope;
+use crate::config::words::{CacheUrl, RecordScope};
 use crate::config::{Jobs, Settings};
 use crate::inference::keep::Keeper;
 use crate::jobs::batch::{self, call::Endpoints};
@@ -18,12 +19,24 @@ use crate::jobs::callback::{self, Callback, Policy};
 use crate::jobs::inference::Inference;
 use crate::jobs::runner::{Handler, Options, Runner};
 use crate::jobs::{JobSettings, Tasks};
+use crate::store::redis::stream::StreamDispatch;
 use crate::store::work::TaskKind;
-use crate::store::work::dispatch::LocalDispatch;
+use crate::store::work::dispatch::{Dispatch, LocalDispatch};
 
-/// Where tasks are, and who is told of them.
-pub fn tasks(kept: &Kept) -> Tasks {
-    Tasks { work: kept.work.clone(), dispatch: Arc::new(LocalDispatch::default()) }
+/// Where tasks are, and who is told of them: all servers of a MongoDB that have a Redis in common. The tasks of every other
+/// store are this server's alone.
+///
+/// Errors: [`crate::Error::Config`] for a file of Redis' certificates that cannot be read.
+pub fn tasks(kept: &Kept, settings: &Settings) -> Result<Tasks> {
+    let dispatch: Arc<dyn Dispatch> = match (&settings.cache.url, store::mongo_settings(&settings.database)) {
+        (CacheUrl::Redis(address), Some(mongo)) => {
+            let dispatch = StreamDispatch::new(address.clone(), &mongo.namespace()?, settings.jobs.lease)?;
+            tracing::info!(key = dispatch.key(), %address, "servers of this database share background work over Redis");
+            Arc::new(dispatch)
+        }
+        _ => Arc::new(LocalDispatch::default()),
+    };
+    Ok(Tasks { work: kept.work.clone(), dispatch })
 }
 
 /// Who does tasks of which kind.

@@ -111,7 +111,7 @@ pub async fn run_models(
     monitor::describe();
     let inferences = Arc::new(inferences::build(&engine, &settings.cache)?);
     let kept = store::build(&inferences, &settings).await?;
-    let tasks = jobs::tasks(&kept);
+    let tasks = jobs::tasks(&kept, &settings)?;
 
     let address = reachable(&listener)?;
     // True until every model is added; the API's probes read it.

@@ -1,18 +1,24 @@
 //! Claims tasks, has them done, keeps their leases, and gives back what it cannot finish.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod attempt;
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ::metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 use async_trait::async_trait;
-use futures::FutureExt;
+use futures::future::join_all;
+use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
-use super::{Tasks, after};
+use self::attempt::Running;
+use super::Tasks;
 use crate::Result;
 use crate::store::record;
 use crate::store::work::dispatch::Offer;
@@ -20,6 +26,12 @@ use crate::store::work::{Claim, Hold, Task, TaskKind};
 
 /// How often waiting tasks are counted for their gauge.
 const COUNT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How far clocks of servers may differ: what another one offered as due is due, whatever the clock says here.
+const CLOCK_DIFFERENCE: Duration = Duration::from_secs(1);
+
+/// What giving back may take at the end: a store that is away then keeps a server from ending no longer.
+const GIVE_BACK_LIMIT: Duration = Duration::from_secs(1);
 
 /// Registers help and unit of this file's metrics.
 pub fn describe_metrics() {
@@ -64,6 +76,13 @@ pub struct Options {
     pub backoff: (Duration, Duration),
 }
 
+impl Options {
+    /// For how long a task is this process's for certain: others' clocks may run faster, and letting it go takes time.
+    fn certain_lease(&self) -> Duration {
+        self.lease - self.lease / 10
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
@@ -80,228 +99,210 @@ pub struct Runner {
     tasks: Tasks,
     handlers: BTreeMap<TaskKind, Arc<dyn Handler>>,
     options: Options,
-    /// Of this process, until it ends.
+    /// Names this process until it ends. With a number it names a claim, so that a task which this process lost and claimed
+    /// again is not taken for the one it lost.
+    process: String,
+    num_claims: AtomicU64,
+    /// What was claimed and has not ended: id and owner, with its offers. Held for a move, never over an await.
+    held: Mutex<BTreeMap<(String, String), Vec<Offer>>>,
+}
+
+/// A task that was claimed.
+struct Claimed {
+    task: Task,
     owner: String,
-    /// What it runs now. Held for a move, never over an await.
-    held: Mutex<BTreeSet<String>>,
+    /// When the lease may be over: another process may have the task soon after.
+    until: Instant,
+    offers: Vec<Offer>,
+}
+
+/// When there is something to do.
+struct Schedule {
+    next_look: Instant,
+    /// Nothing is claimed before: a store that is away is not helped by being asked all the time.
+    not_before: Instant,
 }
 
 impl Runner {
     /// Takes tasks of the kinds that have a handler.
     pub fn new(tasks: Tasks, handlers: Vec<(TaskKind, Arc<dyn Handler>)>, options: Options) -> Self {
-        let owner = uuid::Uuid::now_v7().simple().to_string();
-        Self { tasks, handlers: handlers.into_iter().collect(), options, owner, held: Mutex::default() }
+        Self {
+            tasks,
+            handlers: handlers.into_iter().collect(),
+            options,
+            process: uuid::Uuid::now_v7().simple().to_string(),
+            num_claims: AtomicU64::new(0),
+            held: Mutex::default(),
+        }
     }
 
     /// Runs tasks until `shutdown` brings a time, or is dropped; what runs then may go on for this time, and is given back
     /// when it has not ended.
     pub async fn run(self, mut shutdown: oneshot::Receiver<Duration>) {
+        if self.handlers.is_empty() {
+            // Offers are others', and there is nothing to wait for but the end.
+            let _ = shutdown.await;
+            return;
+        }
         let this = Arc::new(self);
         let room = Arc::new(Semaphore::new(this.options.max_concurrency.max(1)));
         let mut running = JoinSet::new();
-        let mut next_look = Instant::now();
-        let mut next_count = Instant::now();
-        let drain = loop {
-            let found = tokio::select! {
+        let mut schedule = Schedule { next_look: Instant::now(), not_before: Instant::now() };
+        let counting = this.count();
+        tokio::pin!(counting);
+        let end = loop {
+            let (mut permits, offers) = tokio::select! {
                 biased;
-                drain = &mut shutdown => break drain.unwrap_or_default(),
-                found = this.next(&room, &mut next_look) => found,
+                drain = &mut shutdown => break Instant::now() + drain.unwrap_or_default(),
+                never = &mut counting => match never {},
+                came = this.wait(&room, &schedule) => came,
             };
             while running.try_join_next().is_some() {}
-            if Instant::now() >= next_count {
-                next_count = Instant::now() + COUNT_INTERVAL;
-                this.count().await;
-            }
-            for (task, offer, permit) in found {
-                running.spawn(this.clone().run_one(task, offer, permit));
+            // A claim is not cut off at once, as waiting is: nobody would have what it gets until the lease is over.
+            let mut claims = Box::pin(this.claim_all(permits.len(), offers, &mut schedule));
+            let claimed = tokio::select! {
+                claimed = &mut claims => claimed,
+                drain = &mut shutdown => {
+                    let end = Instant::now() + drain.unwrap_or_default();
+                    let _ = timeout_at(end, claims).await;
+                    break end;
+                }
+            };
+            drop(claims);
+            for one in claimed {
+                let permit = permits.pop().expect("no more are claimed than there are permits");
+                running.spawn(this.clone().run_one(one, permit));
             }
         };
         let all = async { while running.join_next().await.is_some() {} };
-        if tokio::time::timeout(drain, all).await.is_err() {
+        if timeout_at(end, all).await.is_err() {
             running.shutdown().await;
         }
-        // For another process at once, and not when the lease is over.
-        let left = std::mem::take(&mut *this.held.lock());
-        for id in &left {
-            // One that cannot be given back waits for its lease.
-            let _ = this.tasks.work.postpone(id, &this.owner, record::now()).await;
-        }
-        this.tasks.dispatch.offer(&left.into_iter().collect::<Vec<_>>()).await;
+        // One that cannot be given back waits for its lease.
+        let _ = timeout(GIVE_BACK_LIMIT, this.give_back()).await;
     }
 
-    /// Tasks of this process, each with its offer and its place; it waits for them.
-    async fn next(
-        &self,
-        room: &Arc<Semaphore>,
-        next_look: &mut Instant,
-    ) -> Vec<(Task, Option<Offer>, OwnedSemaphorePermit)> {
-        let Ok(first) = room.clone().acquire_owned().await else { return std::future::pending().await };
+    /// Waits for room, and then for offers or until it is time to look.
+    async fn wait(&self, room: &Arc<Semaphore>, schedule: &Schedule) -> (Vec<OwnedSemaphorePermit>, Vec<Offer>) {
+        sleep_until(schedule.not_before).await;
+        let first = room.clone().acquire_owned().await.expect("the semaphore is never closed");
         let mut permits = vec![first];
         while let Ok(permit) = room.clone().try_acquire_owned() {
             permits.push(permit);
         }
-        let wait = next_look.saturating_duration_since(Instant::now());
+        let wait = schedule.next_look.saturating_duration_since(Instant::now());
         let offers = self.tasks.dispatch.offers(permits.len(), wait).await;
-        let ids: Vec<String> = offers.iter().map(|offer| offer.task_id.clone()).collect();
-        let mut found = Vec::new();
-        if !ids.is_empty() {
-            let tasks = self.claim(permits.len(), Some(ids), Duration::ZERO).await;
-            let (mine, not_mine): (Vec<Offer>, Vec<Offer>) =
-                offers.into_iter().partition(|offer| tasks.iter().any(|task| task.id == offer.task_id));
-            // Another one's, gone, or not due any more: then it is looked for in time.
-            self.tasks.dispatch.settle(&not_mine).await;
-            for task in tasks {
-                let offer = mine.iter().find(|offer| offer.task_id == task.id).cloned();
-                found.extend(permits.pop().map(|permit| (task, offer, permit)));
-            }
-        }
-        if Instant::now() >= *next_look && !permits.is_empty() {
-            let tasks = self.claim(permits.len(), None, self.tasks.dispatch.patience()).await;
-            // Where there was more than fits, the next look is due at once.
-            if tasks.len() < permits.len() {
-                *next_look = Instant::now() + self.options.look_interval;
-            }
-            for task in tasks {
-                found.extend(permits.pop().map(|permit| (task, None, permit)));
-            }
-        }
-        found
+        (permits, offers)
     }
 
-    async fn claim(&self, limit: usize, ids: Option<Vec<String>>, patience: Duration) -> Vec<Task> {
-        let now = record::now();
-        let patience = jiff::SignedDuration::try_from(patience).unwrap_or_default();
+    /// Claims what was offered, and what is overdue where it is time to look, at most `limit`.
+    async fn claim_all(&self, limit: usize, offers: Vec<Offer>, schedule: &mut Schedule) -> Vec<Claimed> {
+        let mut claimed = Vec::new();
+        if !offers.is_empty() {
+            let mut by_task: BTreeMap<String, Vec<Offer>> = BTreeMap::new();
+            for offer in offers {
+                by_task.entry(offer.task_id.clone()).or_default().push(offer);
+            }
+            let now = record::now();
+            let due_by = now.saturating_add(signed(CLOCK_DIFFERENCE)).unwrap_or(now);
+            claimed = self.claim(limit, due_by, Some(&mut by_task), schedule).await;
+            // Another one's, gone, or not due any more: then it is looked for in time.
+            let not_ours: Vec<Offer> = by_task.into_values().flatten().collect();
+            self.tasks.dispatch.settle(&not_ours).await;
+        }
+        let room = limit - claimed.len();
+        if Instant::now() >= schedule.next_look && room > 0 {
+            let now = record::now();
+            let due_by = now.saturating_sub(signed(self.tasks.dispatch.patience())).unwrap_or(now);
+            let found = self.claim(room, due_by, None, schedule).await;
+            // Where there was more than fits, the next look is due at once.
+            if found.len() < room {
+                schedule.next_look = Instant::now() + self.options.look_interval;
+            }
+            claimed.extend(found);
+        }
+        claimed
+    }
+
+    /// Claims tasks due by a time: any, or of those that were offered, whose offers go with them.
+    async fn claim(
+        &self,
+        limit: usize,
+        due_by: Timestamp,
+        mut offered: Option<&mut BTreeMap<String, Vec<Offer>>>,
+        schedule: &mut Schedule,
+    ) -> Vec<Claimed> {
+        let number = self.num_claims.fetch_add(1, Ordering::Relaxed);
+        let owner = format!("{}.{number}", self.process);
+        let until = Instant::now() + self.options.certain_lease();
         let claim = Claim {
-            owner: self.owner.clone(),
-            now,
-            due_by: now.checked_sub(patience).unwrap_or(now),
+            owner: owner.clone(),
+            now: record::now(),
+            due_by,
             lease: self.options.lease,
             limit,
             kinds: self.handlers.keys().copied().collect(),
-            ids,
+            ids: offered.as_ref().map(|offered| offered.keys().cloned().collect()),
         };
-        match self.tasks.work.claim(&claim).await {
+        let tasks = match self.tasks.work.claim(&claim).await {
             Ok(tasks) => tasks,
             Err(error) => {
                 tracing::warn!(%error, "tasks cannot be claimed now; it is tried again");
-                // Not at once: a store that is away is not helped by being asked all the time.
-                tokio::time::sleep(self.options.look_interval).await;
-                Vec::new()
+                schedule.not_before = Instant::now() + self.options.look_interval;
+                return Vec::new();
             }
-        }
+        };
+        let mut held = self.held.lock();
+        let claimed = tasks.into_iter().map(|task| {
+            let offers = offered.as_mut().and_then(|offered| offered.remove(&task.id)).unwrap_or_default();
+            held.insert((task.id.clone(), owner.clone()), offers.clone());
+            Claimed { task, owner: owner.clone(), until, offers }
+        });
+        claimed.collect()
     }
 
     /// Runs a task to its end, or until it is another's.
-    async fn run_one(self: Arc<Self>, task: Task, offer: Option<Offer>, permit: OwnedSemaphorePermit) {
-        let running = gauge!("eremois_jobs_running");
-        running.increment(1.0);
-        self.held.lock().insert(task.id.clone());
-        let outcome = self.attempt(&task).await;
-        self.held.lock().remove(&task.id);
-        running.decrement(1.0);
+    async fn run_one(self: Arc<Self>, claimed: Claimed, _permit: OwnedSemaphorePermit) {
+        let Claimed { task, owner, until, offers } = claimed;
+        let outcome = {
+            let _running = Running::new();
+            self.attempt(&task, &owner, until).await
+        };
+        self.held.lock().remove(&(task.id.clone(), owner));
         counter!("eremois_jobs_total", "kind" => task.kind.as_str(), "outcome" => outcome).increment(1);
-        if let Some(offer) = offer {
-            self.tasks.dispatch.settle(&[offer]).await;
-        }
-        drop(permit);
-    }
-
-    /// Returns the word of its metric.
-    async fn attempt(&self, task: &Task) -> &'static str {
-        let Some(handler) = self.handlers.get(&task.kind) else { return "lost" };
-        let done = {
-            let work = std::panic::AssertUnwindSafe(handler.run(task)).catch_unwind();
-            tokio::select! {
-                done = work => Some(done),
-                hold = self.keep(task) => {
-                    tracing::info!(task = %task.id, ?hold, "a task is not this process's any more");
-                    None
-                }
-            }
-        };
-        let (end, word) = match done {
-            Some(Ok(Ok(Outcome::Done))) => (End::Finish, "done"),
-            Some(Ok(Ok(Outcome::Again(delay)))) => (End::Postpone(delay), "again"),
-            Some(Ok(Err(error))) => {
-                let pause = self.pause(task.attempts);
-                tracing::warn!(task = %task.id, attempts = task.attempts, %error, ?pause, "a task failed; it is tried again");
-                (End::Postpone(pause), "failed")
-            }
-            Some(Err(_)) => {
-                tracing::error!(task = %task.id, attempts = task.attempts, "a task panicked; it is tried again");
-                (End::Postpone(self.pause(task.attempts)), "panicked")
-            }
-            None => (End::Finish, "lost"),
-        };
-        match self.end(task, end).await {
-            Hold::Held => word,
-            Hold::Lost => "lost",
-            Hold::Cancelled => {
-                handler.cancelled(task).await;
-                "cancelled"
-            }
+        if !offers.is_empty() {
+            self.tasks.dispatch.settle(&offers).await;
         }
     }
 
-    /// Ends or postpones it, again until the store answers or the lease must be over.
-    async fn end(&self, task: &Task, end: End) -> Hold {
-        let give_up = Instant::now() + self.options.lease;
-        let mut attempts = 0;
+    /// Gives back what has not ended, for another process at once, and not when the lease is over.
+    async fn give_back(&self) {
+        let left = std::mem::take(&mut *self.held.lock());
+        let now = record::now();
+        let postponed = left.keys().map(|(id, owner)| self.tasks.work.postpone(id, owner, now));
+        let holds = join_all(postponed).await;
+        let free = left.keys().zip(holds).filter(|(_, hold)| *hold == Ok(Hold::Held));
+        let free: Vec<String> = free.map(|((id, _), _)| id.clone()).collect();
+        self.tasks.dispatch.offer(&free).await;
+        let settled: Vec<Offer> = left.into_values().flatten().collect();
+        self.tasks.dispatch.settle(&settled).await;
+    }
+
+    /// Counts what is in the store, now and then, for its gauge.
+    async fn count(&self) -> Infallible {
         loop {
-            let done = match end {
-                End::Finish => self.tasks.work.finish(&task.id, &self.owner).await,
-                End::Postpone(delay) => self.tasks.work.postpone(&task.id, &self.owner, after(delay)).await,
-            };
-            match done {
-                Ok(hold) => return hold,
-                Err(error) if Instant::now() >= give_up => {
-                    // Whoever takes it next finds what it has written.
-                    tracing::warn!(task = %task.id, %error, "the end of a task cannot be written; it will be run again");
-                    return Hold::Lost;
-                }
-                Err(_) => {
-                    attempts += 1;
-                    tokio::time::sleep(self.pause(attempts) / 4).await;
+            // A store that is away leaves the gauge as it was.
+            if let Ok(counts) = self.tasks.work.num_tasks().await {
+                for kind in TaskKind::ALL {
+                    let count = counts.iter().find(|(of, _)| of == kind).map_or(0, |(_, count)| *count);
+                    gauge!("eremois_jobs_waiting", "kind" => kind.as_str()).set(count as f64);
                 }
             }
-        }
-    }
-
-    /// Completes when the task is not this process's any more.
-    async fn keep(&self, task: &Task) -> Hold {
-        let interval = self.options.lease / 3;
-        let mut held_until = Instant::now() + self.options.lease;
-        loop {
-            tokio::time::sleep(interval).await;
-            let asked = Instant::now();
-            match self.tasks.work.renew(&task.id, &self.owner, after(self.options.lease)).await {
-                Ok(Hold::Held) => held_until = asked + self.options.lease,
-                Ok(hold) => return hold,
-                // A store that is away gives it to nobody else either; when it is back, the first to claim has it.
-                Err(_) if Instant::now() < held_until => {}
-                Err(_) => return Hold::Lost,
-            }
-        }
-    }
-
-    /// The pause after so many attempts.
-    fn pause(&self, attempts: u32) -> Duration {
-        let (first, longest) = self.options.backoff;
-        first.saturating_mul(1 << attempts.saturating_sub(1).min(10)).min(longest)
-    }
-
-    async fn count(&self) {
-        // A store that is away leaves the gauge as it was.
-        let Ok(counts) = self.tasks.work.num_tasks().await else { return };
-        for kind in TaskKind::ALL {
-            let count = counts.iter().find(|(of, _)| of == kind).map_or(0, |(_, count)| *count);
-            gauge!("eremois_jobs_waiting", "kind" => kind.as_str()).set(count as f64);
+            sleep(COUNT_INTERVAL).await;
         }
     }
 }
 
-#[derive(Clone, Copy)]
-enum End {
-    Finish,
-    Postpone(Duration),
+fn signed(time: Duration) -> SignedDuration {
+    SignedDuration::try_from(time).unwrap_or(SignedDuration::MAX)
 }

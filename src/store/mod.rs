@@ -38,6 +38,7 @@ use record::{Feedback, InferenceId, Record};
 pub fn describe_metrics() {
     cache_metrics::describe();
     journal::describe();
+    redis::stream::describe_metrics();
 }
 
 /// A store of inference records.

@@ -8,7 +8,8 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use mongodb::bson::Document;
 use mongodb::options::{
-    Acknowledgment, ClientOptions, ConnectionString, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern,
+    Acknowledgment, ClientOptions, ConnectionString, HostInfo, ReadConcern, ReadPreference, SelectionCriteria,
+    WriteConcern,
 };
 use mongodb::{Client, Collection, Database};
 use parking_lot::Mutex;
@@ -44,6 +45,42 @@ pub struct MongoSettings {
     pub replica_set: Option<String>,
     /// How long records are kept; zero: for good.
     pub retention: Duration,
+}
+
+impl MongoSettings {
+    /// What all servers of one database, and no others, have in common: for names in what they share beside it. The same
+    /// for any order of the hosts, and whoever logs in.
+    ///
+    /// Errors: as [`super::MongoStore::new`].
+    pub fn namespace(&self) -> Result<String> {
+        let address = parse(&self.url)?;
+        let mut hosts = match &address.host_info {
+            HostInfo::HostIdentifiers(hosts) => hosts.iter().map(ToString::to_string).collect(),
+            HostInfo::DnsRecord(name) => vec![name.clone()],
+            // What the driver may learn to read: told apart by the database alone.
+            _ => Vec::new(),
+        };
+        hosts.iter_mut().for_each(|host| host.make_ascii_lowercase());
+        hosts.sort();
+        let database = database_of(address.default_database.as_deref());
+        let hash = blake3::hash(format!("{}/{database}", hosts.join(",")).as_bytes()).to_hex();
+        let is_plain = |c: &char| c.is_ascii_alphanumeric() || "-_".contains(*c);
+        // The first part is for people, the second tells databases of one name apart.
+        Ok(format!("{}-{}", database.chars().filter(is_plain).collect::<String>(), &hash[..16]))
+    }
+}
+
+/// The database that a connection string names, or its default.
+fn database_of(name: Option<&str>) -> &str {
+    name.unwrap_or("eremois")
+}
+
+/// Errors: [`Error::Config`], without the user and the password.
+fn parse(url: &str) -> Result<ConnectionString> {
+    ConnectionString::parse(url).map_err(|error| {
+        let reason = scrub(&error.kind.to_string(), url);
+        Error::Config { faults: vec![format!("database.url: {reason}")] }
+    })
 }
 
 impl fmt::Debug for MongoSettings {
@@ -108,10 +145,7 @@ struct Plan {
 
 impl Connector {
     pub(super) fn new(settings: MongoSettings) -> Result<Self> {
-        let address = ConnectionString::parse(&settings.url).map_err(|error| {
-            let reason = scrub(&error.kind.to_string(), &settings.url);
-            Error::Config { faults: vec![format!("database.url: {reason}")] }
-        })?;
+        let address = parse(&settings.url)?;
         let holder = format!("eremois {} {}", env!("CARGO_PKG_VERSION"), uuid::Uuid::new_v4());
         Ok(Self { plan: Arc::new(Plan { address, settings, holder }), attempt: Mutex::new(None) })
     }
@@ -142,7 +176,7 @@ impl Plan {
         // With `mongodb+srv` this asks the name service for the hosts.
         let mut options = ClientOptions::parse(self.address.clone()).await.map_err(|e| self.scrubbed(fault(e)))?;
         self.set(&mut options);
-        let name = options.default_database.clone().unwrap_or_else(|| "eremois".to_string());
+        let name = database_of(options.default_database.as_deref()).to_string();
         let database = Client::with_options(options).map_err(|e| self.scrubbed(fault(e)))?.database(&name);
         let migrated = migrate(&database, self.settings.retention, &self.holder).await?;
         Ok(Connection {
@@ -222,6 +256,21 @@ mod tests {
             assert!(!text.contains("s3cr"), "{url}: {text}");
         }
         assert!(!format!("{:?}", settings("mongodb://user:s3cret@host")).contains("s3cret"));
+    }
+
+    #[test]
+    fn a_namespace_is_that_of_the_database() {
+        let namespace = |url: &str| settings(url).namespace().unwrap();
+        let one = namespace("mongodb://b:2,A/name");
+        assert!(one.starts_with("name-") && one.len() == 21, "{one}");
+        for same in ["mongodb://a:27017,b:2/name?tls=true", "mongodb://user:s3cret@B:2,a/name"] {
+            assert_eq!(namespace(same), one);
+        }
+        for other in ["mongodb://a,b:2/other", "mongodb://a,b:3/name", "mongodb://a/name", "mongodb+srv://a.b.c/name"] {
+            assert_ne!(namespace(other), one);
+        }
+        assert!(namespace("mongodb://a").starts_with("eremois-"));
+        assert_eq!(namespace("mongodb://a"), namespace("mongodb://a/eremois"));
     }
 
     #[tokio::test]

@@ -57,6 +57,7 @@ impl Connection {
 pub struct Connector {
     address: Address,
     certificates: Option<TlsCertificates>,
+    node_timeout: Duration,
 }
 
 impl Connector {
@@ -70,7 +71,12 @@ impl Connector {
                 Some(TlsCertificates { client_tls: None, root_cert: Some(root) })
             }
         };
-        Ok(Self { address, certificates })
+        Ok(Self { address, certificates, node_timeout: NODE_TIMEOUT })
+    }
+
+    /// The same, for calls that a node of a cluster may answer later than others: those that wait there.
+    pub fn with_node_timeout(self, node_timeout: Duration) -> Self {
+        Self { node_timeout, ..self }
     }
 
     pub fn address(&self) -> &Address {
@@ -94,7 +100,7 @@ impl Connector {
                     self.address.nodes.iter().map(|(host, port)| self.info(self.at(host.clone(), *port))).collect();
                 let mut builder = ClusterClientBuilder::new(nodes?)
                     .connection_timeout(NODE_TIMEOUT)
-                    .response_timeout(NODE_TIMEOUT)
+                    .response_timeout(self.node_timeout)
                     // Enough for a slot that has moved. More would only repeat what nobody waits for any more.
                     .retries(2);
                 if let Some(certificates) = &self.certificates {

@@ -6,11 +6,15 @@
 //! ```
 //!
 //! No call fails and none takes longer than `cache.timeout`; while Redis is away none takes any time ([`link`]).
+//!
+//! [`stream`] is something else: how servers tell each other of background work.
 
 pub mod address;
 pub mod breaker;
 pub mod connection;
+pub mod line;
 pub mod link;
+pub mod stream;
 pub mod value;
 pub mod writer;
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
 /// Offers that may wait in this process; more are found by looking.
 const MAX_OFFERS: usize = 10_000;
@@ -49,6 +50,10 @@ impl LocalDispatch {
     fn take(&self, limit: usize) -> Vec<Offer> {
         let mut waiting = self.waiting.lock();
         let count = limit.min(waiting.len());
+        if waiting.len() > count {
+            // For whoever else waits.
+            self.came.notify_one();
+        }
         waiting.drain(..count).map(|task_id| Offer { task_id, token: String::new() }).collect()
     }
 }
@@ -65,13 +70,18 @@ impl Dispatch for LocalDispatch {
     }
 
     async fn offers(&self, limit: usize, wait: Duration) -> Vec<Offer> {
-        let offers = self.take(limit);
-        if !offers.is_empty() || limit == 0 {
-            return offers;
+        let deadline = Instant::now() + wait;
+        loop {
+            let offers = self.take(limit);
+            if !offers.is_empty() || limit == 0 {
+                return offers;
+            }
+            // One permit is kept where the notice comes before the wait, so none is missed. It may be of offers that are
+            // taken by now.
+            if timeout_at(deadline, self.came.notified()).await.is_err() {
+                return self.take(limit);
+            }
         }
-        // One permit is kept where the notice comes before the wait, so none is missed.
-        let _ = tokio::time::timeout(wait, self.came.notified()).await;
-        self.take(limit)
     }
 
     async fn settle(&self, _offers: &[Offer]) {}
