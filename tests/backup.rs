@@ -12,6 +12,8 @@ mod mongodb;
 mod serving;
 #[path = "backup/warm.rs"]
 mod warm;
+#[path = "backup/work.rs"]
+mod work;
 
 use std::path::Path;
 use std::process::Command;

@@ -15,7 +15,7 @@ use crate::store::backup::Consistency;
 use crate::store::backup::key::{Key, Lock};
 use crate::store::backup::write::{OnDamage, Written, back_up};
 
-/// Write all records of the store into one file, compressed and checksummed; a server may go on working on it.
+/// Write all of the store into one file, compressed and checksummed; a server may go on working on it.
 ///
 /// With MongoDB the records that wait in this server's journal (database.path) are in it too.
 /// Examples:
@@ -33,7 +33,7 @@ pub struct BackupArgs {
     /// Encrypt for the holder of this recipient's secret key, which this machine need not have; may be repeated.
     #[arg(long, value_name = "age1…")]
     recipient: Vec<String>,
-    /// Leave out records that cannot be read, instead of ending without a backup.
+    /// Leave out what cannot be read, instead of ending without a backup.
     #[arg(long)]
     skip_damaged: bool,
 }
@@ -58,7 +58,7 @@ fn write(args: &BackupArgs, sources: &Sources) -> Result<()> {
     let progress = Progress::of_records("backup", from.count()?);
     let written = back_up(from, &args.out, &lock, on_damage, &mut |num| progress.set(num));
     drop(progress);
-    let Written { num_records, digest, num_file_bytes, footer } = written?;
+    let Written { num_records, num_pieces, digest, num_file_bytes, footer } = written?;
     println!(
         "{num_records} records of {} in {}, {}",
         care.place.words(),
@@ -66,6 +66,9 @@ fn write(args: &BackupArgs, sources: &Sources) -> Result<()> {
         HumanBytes(num_file_bytes)
     );
     println!("checksum {digest}; {}", footer.consistency);
+    if num_pieces > 0 {
+        println!("with {num_pieces} tasks, documents and parts of files of background work");
+    }
     if footer.consistency == Consistency::Ranges {
         println!("what was written meanwhile may be in it, or may not");
     }
@@ -73,7 +76,7 @@ fn write(args: &BackupArgs, sources: &Sources) -> Result<()> {
         println!("{} of them come from the journal", footer.num_from_journal);
     }
     if footer.num_damaged > 0 {
-        println!("{} records could not be read and are not in it: `eremois verify` names them", footer.num_damaged);
+        println!("{} could not be read and are not in it: `eremois verify` names them", footer.num_damaged);
     }
     if lock.is_open() {
         println!("it is not encrypted: whoever has the file can read it (--key-file, --recipient)");

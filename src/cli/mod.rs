@@ -62,9 +62,9 @@ enum Command {
     Config(config::ConfigCommand),
     /// Bring the store to this program's schema, or look what there is to do.
     Migrate(migrate::MigrateArgs),
-    /// Write all records of the store into one file, while a server may work on it.
+    /// Write all of the store into one file, while a server may work on it.
     Backup(backup::BackupArgs),
-    /// Write the records of a backup into the store.
+    /// Write what is in a backup into the store.
     Restore(restore::RestoreArgs),
     /// Read every record of the store and compare it with journal and backup.
     Verify(verify::VerifyArgs),

@@ -56,9 +56,12 @@ fn check(args: &VerifyArgs, sources: &Sources) -> Result<ExitCode> {
 }
 
 fn tell(words: &str, args: &VerifyArgs, report: &Report) {
-    let Report { num_records, digest, consistency, journal, backup, faults } = report;
+    let Report { num_records, digest, consistency, num_pieces, journal, backup, faults } = report;
     println!("{words}: {num_records} records can be read, {consistency}");
     println!("checksum {digest}");
+    if *num_pieces > 0 {
+        println!("{num_pieces} tasks, documents and parts of files of background work can be read");
+    }
     if let Some(journal) = journal {
         let (held, waiting) = (journal.num_in_store, journal.num_waiting);
         println!("journal: of {} changes {held} are in the store, {waiting} wait to be replayed", held + waiting);

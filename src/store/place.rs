@@ -12,8 +12,23 @@ use super::embedded::beside::Beside;
 use super::journal::look::View;
 use super::mongo::snapshot::Snapshot;
 use super::mongo::{MongoSettings, MongoStore};
+use super::work::Work;
 use super::{Migrated, Records};
 use crate::Result;
+
+/// A store to write to.
+pub struct Opened {
+    pub records: Arc<dyn Records>,
+    /// The same store.
+    pub work: Arc<dyn Work>,
+}
+
+impl Opened {
+    fn of<T: Records + Work>(store: T) -> Self {
+        let store = Arc::new(store);
+        Self { records: store.clone(), work: store }
+    }
+}
 
 /// A store that may be in use.
 #[derive(Debug, Clone)]
@@ -83,10 +98,10 @@ impl Place {
     /// The store to write to. An embedded one is this process's alone for as long as it is held.
     ///
     /// Blocks, and errors: as [`Place::migrate`].
-    pub fn open(&self) -> Result<Arc<dyn Records>> {
+    pub fn open(&self) -> Result<Opened> {
         match self {
-            Self::Embedded(folder) => Ok(Arc::new(Embedded::open(folder)?)),
-            Self::Mongo { settings, .. } => Ok(Arc::new(MongoStore::new(settings.clone())?)),
+            Self::Embedded(folder) => Ok(Opened::of(Embedded::open(folder)?)),
+            Self::Mongo { settings, .. } => Ok(Opened::of(MongoStore::new(settings.clone())?)),
         }
     }
 }

@@ -45,7 +45,7 @@ fn a_sound_store_is_sound_and_its_checksum_is_its_backups() {
 #[test]
 fn verify_finds_each_damaged_record() {
     for (damage, word) in [
-        ("UPDATE inferences SET facts = '{' WHERE seq = 5", "facts"),
+        ("DROP INDEX by_numbers; UPDATE inferences SET facts = '{' WHERE seq = 5", "facts"),
         ("UPDATE inferences SET facts = json_remove(facts, '$.model') WHERE seq = 5", "model"),
         ("UPDATE outputs SET rows = x'00' WHERE seq = 5", "rows"),
         ("UPDATE outputs SET row_lens = '[1e9]' WHERE seq = 5", "row_lens"),
@@ -100,7 +100,7 @@ fn verify_compares_with_a_backup() {
     assert_eq!(different.code, 1);
     assert!(different.stdout.contains("in the backup and another in the store"), "{}", different.stdout);
     // A row that cannot be read is that, and not missing as well.
-    sql(&store, "UPDATE inferences SET facts = '{' WHERE seq = 5");
+    sql(&store, "DROP INDEX by_numbers; UPDATE inferences SET facts = '{' WHERE seq = 5");
     let unreadable = verify(&["--allow-missing"]);
     assert_eq!((unreadable.code, unreadable.number_before(" faults:")), (1, 1), "{}", unreadable.stdout);
     assert_eq!(unreadable.number_before(" are not there:"), 1);
@@ -110,7 +110,7 @@ fn verify_compares_with_a_backup() {
 fn a_backup_names_a_damaged_record_or_leaves_it_out() {
     let dir = folder();
     let (records, store, _) = store(dir.path());
-    sql(&store, "UPDATE inferences SET facts = '{' WHERE seq = 5");
+    sql(&store, "DROP INDEX by_numbers; UPDATE inferences SET facts = '{' WHERE seq = 5");
     let out = dir.path().join("b.backup");
     let failed = eremois(&store, &[], &["backup", "--out", text(&out)]);
     assert!(failed.code == 1 && !out.exists(), "{}", failed.stdout);

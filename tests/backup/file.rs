@@ -9,10 +9,12 @@ use age::x25519::Identity;
 use eremois::store::backup::Consistency;
 use eremois::store::backup::key::{Key, Lock};
 use eremois::store::backup::merged::Merged;
-use eremois::store::backup::restore::{self, check};
-use eremois::store::backup::source::{Found, Source, Unreadable};
+use eremois::store::backup::piece::{Piece, PieceKind};
+use eremois::store::backup::restore::{self, Put, Wanted, WantedWork, check};
+use eremois::store::backup::source::{Found, FoundPiece, Source, Unreadable};
 use eremois::store::backup::write::{OnDamage, Written, back_up};
 use eremois::store::record::{Feedback, InferenceId, Record, Status, StoredOutput};
+use eremois::store::work::Task;
 use eremois::{Error, Result};
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
@@ -40,6 +42,10 @@ impl Source for Given {
         Ok(self.0.len() as u64)
     }
 
+    fn next_pieces(&mut self, _kind: PieceKind) -> Result<Vec<FoundPiece>> {
+        Ok(Vec::new())
+    }
+
     fn next_page(&mut self) -> Result<Vec<Found>> {
         let len = self.0.len().min(3);
         Ok(self.0.drain(..len).collect())
@@ -62,15 +68,32 @@ fn backup(records: &[Record], dir: &Path, key: &Key) -> PathBuf {
     out
 }
 
-fn read(path: &Path, key: &Key) -> Result<Vec<Record>> {
-    let checked = check(path, key, None, &mut |_| {})?;
-    let mut records = Vec::new();
-    let mut put = |some: &[Record]| {
-        records.extend_from_slice(some);
+/// Takes what a restore writes.
+#[derive(Default)]
+struct Taken(Vec<Record>);
+
+impl Put for Taken {
+    fn records(&mut self, records: &[Record]) -> Result<()> {
+        self.0.extend_from_slice(records);
         Ok(())
-    };
-    restore::restore(path, key, None, &checked, &mut put, &mut |_| {})?;
-    Ok(records)
+    }
+
+    fn tasks(&mut self, tasks: &[Task]) -> Result<()> {
+        panic!("there is none: {tasks:?}");
+    }
+
+    fn piece(&mut self, piece: &Piece) -> Result<()> {
+        panic!("there is none: {piece:?}");
+    }
+}
+
+const ALL: Wanted = Wanted { until: None, work: WantedWork::All };
+
+fn read(path: &Path, key: &Key) -> Result<Vec<Record>> {
+    let checked = check(path, key, &ALL, &mut |_| {})?;
+    let mut taken = Taken::default();
+    restore::restore(path, key, &ALL, &checked, &mut taken, &mut |_| {})?;
+    Ok(taken.0)
 }
 
 fn identity() -> Key {
@@ -97,7 +120,7 @@ fn what_was_written_comes_back_bit_for_bit_plain_and_encrypted() {
         let dir = folder();
         let path = backup(&records, dir.path(), &key);
         assert_eq!(bytes_of(&read(&path, &key).unwrap()), bytes_of(&records));
-        let checked = check(&path, &key, None, &mut |_| {}).unwrap();
+        let checked = check(&path, &key, &ALL, &mut |_| {}).unwrap();
         assert_eq!((checked.num_records, checked.header.store.as_str()), (5, "embedded"));
         let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names, ["a.backup"], "nothing is left beside it");
@@ -137,7 +160,7 @@ fn a_record_that_cannot_be_read_ends_the_backup_or_is_told_of() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing half is left");
     let written = write(found(), &out, &Lock::Open, OnDamage::LeaveOut).unwrap();
     assert_eq!((written.num_records, written.footer.num_damaged), (2, 1));
-    assert_eq!(check(&out, &Key::None, None, &mut |_| {}).unwrap().footer.num_damaged, 1);
+    assert_eq!(check(&out, &Key::None, &ALL, &mut |_| {}).unwrap().footer.num_damaged, 1);
 }
 
 #[test]
@@ -179,7 +202,7 @@ fn every_flipped_byte_of_a_plain_backup_is_refused() {
         let mut flipped = whole.clone();
         flipped[at] ^= 1 << (at % 8);
         std::fs::write(&path, &flipped).unwrap();
-        assert!(matches!(check(&path, &Key::None, None, &mut |_| {}), Err(Error::Backup { .. })), "byte {at}");
+        assert!(matches!(check(&path, &Key::None, &ALL, &mut |_| {}), Err(Error::Backup { .. })), "byte {at}");
     }
 }
 
@@ -195,7 +218,7 @@ proptest! {
         let at = at.index(bytes.len());
         bytes[at] ^= change;
         std::fs::write(&path, &bytes).unwrap();
-        let read = check(&path, &key, None, &mut |_| {});
+        let read = check(&path, &key, &ALL, &mut |_| {});
         prop_assert!(matches!(read, Err(Error::Backup { .. })), "byte {} of {}: {:?}", at, bytes.len(), read);
     }
 }
@@ -204,10 +227,10 @@ proptest! {
 fn a_file_that_changes_between_check_and_restore_is_noticed() {
     let dir = folder();
     let path = backup(&records(), dir.path(), &Key::None);
-    let checked = check(&path, &Key::None, None, &mut |_| {}).unwrap();
+    let checked = check(&path, &Key::None, &ALL, &mut |_| {}).unwrap();
     std::fs::remove_file(&path).unwrap();
     backup(&records(), dir.path(), &Key::None);
-    let other = restore::restore(&path, &Key::None, None, &checked, &mut |_| Ok(()), &mut |_| {});
+    let other = restore::restore(&path, &Key::None, &ALL, &checked, &mut Taken::default(), &mut |_| {});
     assert!(matches!(other, Err(Error::Backup { reason, .. }) if reason.contains("changed")));
 }
 

@@ -1,18 +1,19 @@
 //! A record as an entry of a backup: its canonical bytes. Equal bytes are equal records, to the bit.
 //!
 //! ```text
-//! entry     length of the record, u32 · record without feedback, as in `store/encode.rs` · number of feedback, u32 · feedback
+//! entry     length of the record, u32 · record without norms and feedback, as in `store/encode.rs`
+//!           · whether it has norms, u8: 0, 1 · number of feedback, u32 · feedback
 //! feedback  at, i128, ns of Unix time · what there is, u8: 1 score, 2 label, 4 comment · score, f64 · label · comment
 //! text      length, u32 · UTF-8
 //! ```
 //!
 //! Numbers are little-endian. Feedback stands outside the facts' JSON because a score read back from text may differ in
-//! its last bit.
+//! its last bit. So may the norms of an output, which are not written at all: they are made of its rows again.
 
 use jiff::Timestamp;
 
 use crate::store::encode::{read_record, take, unreadable, write_record, write_u32};
-use crate::store::record::{Feedback, Record};
+use crate::store::record::{Feedback, Norms, Record, StoredOutput};
 use crate::{Error, Result};
 
 const SCORE: u8 = 1;
@@ -22,16 +23,18 @@ const COMMENT: u8 = 4;
 /// The bytes of a record. Errors: those of [`write_record`].
 pub fn encode(record: &Record) -> Result<Vec<u8>> {
     let mut bytes = vec![0; 4];
-    if record.facts.feedback.is_empty() {
+    if record.facts.feedback.is_empty() && record.facts.output_norms.is_none() {
         write_record(record, &mut bytes)?;
     } else {
         let mut bare = record.clone();
         bare.facts.feedback.clear();
+        bare.facts.output_norms = None;
         write_record(&bare, &mut bytes)?;
     }
     let mut record_len = Vec::with_capacity(4);
     write_u32(bytes.len() - 4, &mut record_len)?;
     bytes[..4].copy_from_slice(&record_len);
+    bytes.push(u8::from(record.facts.output_norms.is_some()));
     write_u32(record.facts.feedback.len(), &mut bytes)?;
     for Feedback { at, score, label, comment } in &record.facts.feedback {
         bytes.extend_from_slice(&at.as_nanosecond().to_le_bytes());
@@ -51,6 +54,11 @@ pub fn decode(bytes: &[u8]) -> Result<Record> {
     let mut rest = bytes;
     let record_len = read_u32(&mut rest)?;
     let mut record = read_record(take(&mut rest, record_len)?)?;
+    match (array(take(&mut rest, 1)?), &record.output) {
+        ([0], _) => {}
+        ([1], Some(StoredOutput::Embeddings(rows))) => record.facts.output_norms = Norms::of(rows),
+        ([has_norms], _) => return Err(unreadable(&format!("it has {has_norms} norms, and no rows for them"))),
+    }
     for _ in 0..read_u32(&mut rest)? {
         record.facts.feedback.push(feedback(&mut rest)?);
     }
@@ -139,9 +147,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::store::record::{
-        Facts, InferenceId, Status, StoredInput, StoredOutput, StoredUsage, Timings, now as time_now,
-    };
+    use crate::store::record::{Facts, InferenceId, Status, StoredInput, StoredUsage, Timings, now as time_now};
 
     fn record() -> Record {
         let facts = Facts {
@@ -158,6 +164,7 @@ mod tests {
             input: StoredInput::Full(json!(["a"])),
             usage: StoredUsage::default(),
             timings: Timings::default(),
+            output_norms: None,
             error: None,
             idempotency_key: Some("key".into()),
             request_hash: Some("h".into()),
@@ -202,6 +209,23 @@ mod tests {
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = decode(&bytes);
         }
+    }
+
+    #[test]
+    fn norms_are_those_of_the_rows() {
+        let mut record = record();
+        record.output = Some(StoredOutput::Embeddings(Arc::new(vec![vec![0.6f32, 0.8], vec![1.0 / 3.0, 2.0]])));
+        let StoredOutput::Embeddings(rows) = record.output.as_ref().unwrap() else { panic!("rows") };
+        record.facts.output_norms = Norms::of(rows);
+        let bytes = encode(&record).unwrap();
+        assert_eq!(decode(&bytes).unwrap().facts.output_norms, record.facts.output_norms);
+        // As read from text, one bit off: the same record.
+        let mut drifted = record.clone();
+        let norms = drifted.facts.output_norms.as_mut().unwrap();
+        norms.sum = f64::from_bits(norms.sum.to_bits() + 1);
+        assert_eq!(encode(&drifted).unwrap(), bytes);
+        record.facts.output_norms = None;
+        assert_ne!(encode(&record).unwrap(), bytes);
     }
 
     #[test]

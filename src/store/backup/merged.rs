@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 
 use super::Consistency;
-use super::source::{Found, Source, Unreadable};
+use super::piece::PieceKind;
+use super::source::{Found, FoundPiece, Source, Unreadable};
 use crate::Result;
 use crate::store::durable::fold::fold;
 use crate::store::journal::look::View;
@@ -75,6 +76,11 @@ impl Merged {
     /// See [`Source::check`].
     pub fn check(&mut self) -> Result<Vec<String>> {
         self.source.check()
+    }
+
+    /// See [`Source::next_pieces`]: all pieces, before all records.
+    pub fn next_pieces(&mut self, kind: PieceKind) -> Result<Vec<FoundPiece>> {
+        self.source.next_pieces(kind)
     }
 
     /// The next id, rising but for what cannot be read; `None` at the end. Errors: the source's.

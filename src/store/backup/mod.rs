@@ -1,4 +1,4 @@
-//! Backups: all records of a store in one file, compressed, checksummed and, with a key, encrypted. One format for both
+//! Backups: all of a store in one file, compressed, checksummed and, with a key, encrypted. One format for both
 //! stores: what was read from one can be restored into the other.
 //!
 //! ```text
@@ -21,8 +21,9 @@
 //!          · BLAKE3 of all bytes of the frame before
 //! ```
 //!
-//! Numbers are little-endian. A section is one kind of thing: `inferences` by rising id, an entry each. So the checksum of
-//! that section is one of the store's contents, whichever store they are in: [`Totals`].
+//! Numbers are little-endian. A section is one kind of thing: `tasks`, `documents` and `parts` of background work, then
+//! `inferences` by rising id. So the checksum of that last section is one of the store's records, whichever store they are
+//! in: [`Totals`].
 //!
 //! Everything here blocks, for as long as reading a store takes. Call it on a thread of its own, not on one of a
 //! runtime's.
@@ -32,6 +33,7 @@ pub mod file;
 pub mod frame;
 pub mod key;
 pub mod merged;
+pub mod piece;
 pub mod restore;
 pub mod seal;
 pub mod source;

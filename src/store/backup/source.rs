@@ -1,6 +1,7 @@
 //! A store as it is read for a backup or a check: all of it, in one order, without a change.
 
 use super::Consistency;
+use super::piece::{Piece, PieceKind};
 use crate::store::record::Record;
 use crate::{Error, Result};
 
@@ -14,6 +15,9 @@ pub struct Unreadable {
 
 /// A record, or what cannot be read in its place.
 pub type Found = std::result::Result<Record, Unreadable>;
+
+/// Something of background work, or what cannot be read in its place.
+pub type FoundPiece = std::result::Result<Piece, Unreadable>;
 
 /// The records of a store, by rising id. Blocks: every method.
 ///
@@ -30,6 +34,10 @@ pub trait Source: Send {
 
     /// Number of records, or about it, for who watches.
     fn count(&mut self) -> Result<u64>;
+
+    /// Some more of the background work of this kind. None at its end, and at no other time. Kinds are asked for one after
+    /// another as [`PieceKind::ALL`] has them, before all records.
+    fn next_pieces(&mut self, kind: PieceKind) -> Result<Vec<FoundPiece>>;
 
     /// Some more records. None at the end, and at no other time.
     fn next_page(&mut self) -> Result<Vec<Found>>;

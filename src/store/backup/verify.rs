@@ -7,12 +7,13 @@ use jiff::Timestamp;
 use super::entry::{self, Relation};
 use super::key::Key;
 use super::merged::{Both, Item, Journalled, Merged};
-use super::restore::Records;
+use super::piece::PieceKind;
+use super::restore::Entries;
 use super::source::Unreadable;
 use super::{Consistency, Digest, Header, Totals, fault};
-use crate::Result;
 use crate::store::journal::DamageKind;
 use crate::store::record::{InferenceId, Record, Status};
+use crate::{Error, Result};
 
 /// Faults and ids that are kept to be told; all are counted.
 pub const MAX_TOLD: usize = 100;
@@ -36,11 +37,13 @@ impl Told {
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// Records that the store has and that can be read.
+    /// Entries that the store has and that can be read.
     pub num_records: u64,
     /// Over them: equal to that of a backup of the same records.
     pub digest: Digest,
     pub consistency: Consistency,
+    /// Tasks, documents and parts of files that can be read.
+    pub num_pieces: u64,
     /// `None` where there is none.
     pub journal: Option<JournalReport>,
     /// `None` where none was given.
@@ -86,7 +89,7 @@ impl Report {
 pub struct Against<'a> {
     pub path: &'a Path,
     pub key: &'a Key,
-    /// Records made before this time may have been deleted for their age.
+    /// Entries made before this time may have been deleted for their age.
     pub expired_before: Option<Timestamp>,
 }
 
@@ -97,6 +100,21 @@ pub struct Against<'a> {
 /// opened by its key. All other faults are in the report.
 pub fn verify(mut from: Merged, against: Option<&Against>, progress: &mut dyn FnMut(u64)) -> Result<Report> {
     let mut check = Check { totals: Totals::default(), faults: Told::default(), journal: JournalReport::default() };
+    let mut num_pieces = 0;
+    for kind in PieceKind::ALL {
+        loop {
+            let page = from.next_pieces(kind)?;
+            if page.is_empty() {
+                break;
+            }
+            for found in page {
+                match found {
+                    Ok(_) => num_pieces += 1,
+                    Err(Unreadable { name, cause }) => check.unreadable(&name, cause),
+                }
+            }
+        }
+    }
     let mut backup = against.map(Comparison::open).transpose()?;
     while let Some(item) = from.next_item()? {
         match item {
@@ -107,7 +125,7 @@ pub fn verify(mut from: Merged, against: Option<&Against>, progress: &mut dyn Fn
                 }
             }
             Item::Unreadable(Unreadable { name, cause }) => {
-                check.faults.add(format!("{name} cannot be read: {}", entry::words(cause)));
+                check.unreadable(&name, cause);
                 if let (Some(backup), Ok(id)) = (&mut backup, name.parse()) {
                     backup.pass(id)?;
                 }
@@ -132,6 +150,7 @@ pub fn verify(mut from: Merged, against: Option<&Against>, progress: &mut dyn Fn
         num_records: check.totals.num_entries,
         digest: check.totals.digest(),
         consistency: from.consistency(),
+        num_pieces,
         journal,
         backup: backup.map(Comparison::finish).transpose()?,
         faults: check.faults,
@@ -145,6 +164,10 @@ struct Check {
 }
 
 impl Check {
+    fn unreadable(&mut self, name: &str, cause: Error) {
+        self.faults.add(format!("{name} cannot be read: {}", entry::words(cause)));
+    }
+
     fn record(&mut self, both: &Both) -> Result<()> {
         let stored = both.journalled.as_ref().map_or(both.record.as_ref(), |journalled| journalled.stored.as_ref());
         if let Some(stored) = stored {
@@ -172,14 +195,14 @@ impl Check {
 /// A backup on its way past the store: both rise by id.
 struct Comparison<'a, R> {
     against: &'a Against<'a>,
-    records: Records<'a, R>,
+    records: Entries<'a, R>,
     next: Option<Record>,
     report: BackupReport,
 }
 
 impl<'a> Comparison<'a, ()> {
     fn open(against: &'a Against<'a>) -> Result<Comparison<'a, impl std::io::Read + use<>>> {
-        let mut records = Records::open(against.path, against.key)?;
+        let mut records = Entries::open(against.path, against.key)?;
         let report = BackupReport {
             header: records.header().clone(),
             num_records: 0,

@@ -7,6 +7,8 @@ use jiff::Timestamp;
 use super::file::NewFile;
 use super::key::Lock;
 use super::merged::{Item, Merged};
+use super::piece::PieceKind;
+use super::source::Unreadable;
 use super::{Consistency, Digest, Footer, Header, INFERENCES, entry};
 use crate::{Error, Result};
 
@@ -23,6 +25,8 @@ pub enum OnDamage {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
     pub num_records: u64,
+    /// Tasks, documents and parts of files of background work.
+    pub num_pieces: u64,
     /// Over all records: what `verify` computes of the same ones.
     pub digest: Digest,
     /// Of the file.
@@ -30,7 +34,7 @@ pub struct Written {
     pub footer: Footer,
 }
 
-/// Writes all records of a store and its journal into the file `out`, which is there when this returns, and not before.
+/// Writes all of a store and its journal into the file `out`, which is there when this returns, and not before.
 /// `progress` is told how many there are so far.
 ///
 /// Errors: the source's; [`Error::Conflict`] where `out` is there already, [`Error::Backup`] where it cannot be written,
@@ -50,6 +54,22 @@ pub fn back_up(
     };
     let mut file = NewFile::create(out, lock, &header)?;
     let mut footer = Footer { consistency: Consistency::Snapshot, num_from_journal: 0, num_damaged: 0 };
+    let mut num_pieces = 0;
+    for kind in PieceKind::ALL {
+        file.stream().begin(kind.section()).map_err(|e| file.fault(e))?;
+        loop {
+            let page = from.next_pieces(kind)?;
+            if page.is_empty() {
+                break;
+            }
+            for found in page {
+                let Some(piece) = readable(found, on_damage, &mut footer)? else { continue };
+                file.stream().entry(&piece.encode()?).map_err(|e| file.fault(e))?;
+                num_pieces += 1;
+            }
+        }
+        file.stream().end().map_err(|e| file.fault(e))?;
+    }
     file.stream().begin(INFERENCES).map_err(|e| file.fault(e))?;
     let mut num_records = 0;
     while let Some(item) = from.next_item()? {
@@ -58,15 +78,7 @@ pub fn back_up(
                 footer.num_from_journal += u64::from(both.journalled.is_some() && both.record.is_some());
                 both.record
             }
-            Item::Unreadable(unreadable) if on_damage == OnDamage::LeaveOut => {
-                tracing::warn!(id = unreadable.name, cause = %unreadable.cause, "a record is left out: it cannot be read");
-                footer.num_damaged += 1;
-                None
-            }
-            Item::Unreadable(unreadable) => {
-                let cause = format!("{} cannot be read: {}", unreadable.name, entry::words(unreadable.cause));
-                return Err(Error::Internal { cause });
-            }
+            Item::Unreadable(unreadable) => readable(Err(unreadable), on_damage, &mut footer)?,
         };
         let Some(record) = record else { continue };
         let bytes = entry::encode(&record)?;
@@ -77,5 +89,24 @@ pub fn back_up(
     let totals = file.stream().end().map_err(|e| file.fault(e))?;
     footer.consistency = from.consistency();
     let num_file_bytes = file.finish(&footer)?;
-    Ok(Written { num_records, digest: totals.digest(), num_file_bytes, footer })
+    Ok(Written { num_records, num_pieces, digest: totals.digest(), num_file_bytes, footer })
+}
+
+/// What was found, or `None` for what cannot be read and may be left out.
+fn readable<T>(
+    found: std::result::Result<T, Unreadable>,
+    on_damage: OnDamage,
+    footer: &mut Footer,
+) -> Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(Unreadable { name, cause }) if on_damage == OnDamage::LeaveOut => {
+            tracing::warn!(name, %cause, "what cannot be read is left out");
+            footer.num_damaged += 1;
+            Ok(None)
+        }
+        Err(Unreadable { name, cause }) => {
+            Err(Error::Internal { cause: format!("{name} cannot be read: {}", entry::words(cause)) })
+        }
+    }
 }

@@ -8,10 +8,12 @@ use rusqlite::Connection;
 
 use super::row::{COLUMNS, Found as Row};
 use super::schema::MIGRATIONS;
+use super::work::pages::{self, Last};
 use super::{files, list, migrate, read};
 use crate::store::Migrated;
 use crate::store::backup::Consistency;
-use crate::store::backup::source::{Found, Source, Unreadable};
+use crate::store::backup::piece::PieceKind;
+use crate::store::backup::source::{Found, FoundPiece, Source, Unreadable};
 use crate::store::query::{Page, Query};
 use crate::store::record::{InferenceId, Record};
 use crate::{Error, Result};
@@ -57,7 +59,14 @@ impl Beside {
         self.conn.execute_batch("BEGIN")?;
         // The first read of a transaction fixes what all of it sees.
         let num_records = read::count(&self.conn)?;
-        Ok(Snapshot { conn: self.conn, num_records, num_read: 0, last: Vec::new(), unreadable: HashSet::new() })
+        Ok(Snapshot {
+            conn: self.conn,
+            num_records,
+            num_read: 0,
+            last: Vec::new(),
+            last_piece: None,
+            unreadable: HashSet::new(),
+        })
     }
 }
 
@@ -69,6 +78,7 @@ pub struct Snapshot {
     num_read: u64,
     /// The id of the last row that was read.
     last: Vec<u8>,
+    last_piece: Option<Last>,
     /// Ids of rows that were no records: told once.
     unreadable: HashSet<Vec<u8>>,
 }
@@ -88,6 +98,25 @@ impl Source for Snapshot {
 
     fn count(&mut self) -> Result<u64> {
         Ok(self.num_records)
+    }
+
+    fn next_pieces(&mut self, kind: PieceKind) -> Result<Vec<FoundPiece>> {
+        loop {
+            let (page, last) = match (kind, &self.last_piece) {
+                (PieceKind::Task, Some(Last::Task(id))) => pages::tasks(&self.conn, id)?,
+                (PieceKind::Task, _) => pages::tasks(&self.conn, "")?,
+                (PieceKind::Document, Some(Last::Document(kind, id))) => pages::documents(&self.conn, (kind, id))?,
+                (PieceKind::Document, _) => pages::documents(&self.conn, ("", ""))?,
+                (PieceKind::Part, Some(Last::Part(file, index))) => pages::parts(&self.conn, (file, *index))?,
+                (PieceKind::Part, _) => pages::parts(&self.conn, ("", -1))?,
+            };
+            let is_end = last.is_none();
+            self.last_piece = last.or_else(|| self.last_piece.take());
+            // A page may hold nothing but what was cancelled.
+            if is_end || !page.is_empty() {
+                return Ok(page);
+            }
+        }
     }
 
     fn next_page(&mut self) -> Result<Vec<Found>> {

@@ -14,10 +14,12 @@ use super::MongoStore;
 use super::document::{Stored, uuid};
 use super::fault::{code, fault, unreadable};
 use super::migrate;
-use super::schema::{INFERENCES, OUTPUTS, VERSION};
+use super::schema::{DOCUMENTS, INFERENCES, OUTPUTS, PARTS, TASKS, VERSION};
 use super::spill::{self, Chunk};
+use super::work::{DocumentDocument, PartDocument, TaskDocument};
 use crate::store::backup::Consistency;
-use crate::store::backup::source::{Found, Source, Unreadable};
+use crate::store::backup::piece::{Piece, PieceKind};
+use crate::store::backup::source::{Found, FoundPiece, Source, Unreadable};
 use crate::store::record::InferenceId;
 use crate::{Error, Result};
 
@@ -53,6 +55,8 @@ pub struct Snapshot {
     end: Option<bson::Uuid>,
     /// The id of the last document that was read.
     last: Option<Bson>,
+    /// Of which work pieces were read last, and the id of the last one.
+    pieces_of: Option<(PieceKind, Option<Bson>)>,
 }
 
 impl Snapshot {
@@ -82,7 +86,7 @@ impl Snapshot {
                 View::At(_) => Consistency::Snapshot,
                 View::Now => Consistency::Ranges,
             };
-            Ok(Self { runtime, database, retention, view, consistency, end, last: None })
+            Ok(Self { runtime, database, retention, view, consistency, end, last: None, pieces_of: None })
         })
     }
 
@@ -101,6 +105,35 @@ impl Snapshot {
                 page.extend(self.record(document).await?);
             }
             // All of them may be on their way out, with the chunks gone first.
+            if !page.is_empty() {
+                return Ok(page);
+            }
+        }
+    }
+
+    async fn pieces(&mut self, kind: PieceKind) -> Result<Vec<FoundPiece>> {
+        let collection = match kind {
+            PieceKind::Task => TASKS,
+            PieceKind::Document => DOCUMENTS,
+            PieceKind::Part => PARTS,
+        };
+        if self.pieces_of.as_ref().is_none_or(|(of, _)| *of != kind) {
+            self.pieces_of = Some((kind, None));
+        }
+        loop {
+            let last = self.pieces_of.as_ref().and_then(|(_, last)| last.clone());
+            let filter = last.map_or_else(Document::new, |last| doc! { "_id": { "$gt": last } });
+            let documents = self.find(collection, filter, PAGE).await?;
+            let Some(last) = documents.last() else { return Ok(Vec::new()) };
+            self.pieces_of = Some((kind, last.get("_id").cloned()));
+            let mut page = Vec::with_capacity(documents.len());
+            for document in documents {
+                let name = format!("{collection}: {}", document.get("_id").unwrap_or(&Bson::Null));
+                page.extend(
+                    piece(kind, document).transpose().map(|piece| piece.map_err(|cause| Unreadable { name, cause })),
+                );
+            }
+            // A page may hold nothing but what was cancelled.
             if !page.is_empty() {
                 return Ok(page);
             }
@@ -210,6 +243,10 @@ impl Source for Snapshot {
         self.runtime.block_on(count).map_err(fault)
     }
 
+    fn next_pieces(&mut self, kind: PieceKind) -> Result<Vec<FoundPiece>> {
+        self.runtime.clone().block_on(self.pieces(kind))
+    }
+
     fn next_page(&mut self) -> Result<Vec<Found>> {
         self.runtime.clone().block_on(self.page())
     }
@@ -225,6 +262,28 @@ impl Source for Snapshot {
             // An index that was made otherwise.
             Err(Error::Internal { cause }) => Ok(vec![cause]),
             Err(error) => Err(error),
+        }
+    }
+}
+
+/// What a document of background work is; `None` of a task that was cancelled.
+fn piece(kind: PieceKind, document: Document) -> Result<Option<Piece>> {
+    let broken = |e: bson::error::Error| unreadable(kind.section(), e);
+    match kind {
+        PieceKind::Task => {
+            let task: TaskDocument = bson::deserialize_from_document(document).map_err(broken)?;
+            if task.is_cancelled() {
+                return Ok(None);
+            }
+            task.task().map(|task| Some(Piece::Task(task)))
+        }
+        PieceKind::Document => {
+            let found: DocumentDocument = bson::deserialize_from_document(document).map_err(broken)?;
+            found.document().map(|document| Some(Piece::Document(document)))
+        }
+        PieceKind::Part => {
+            let part: PartDocument = bson::deserialize_from_document(document).map_err(broken)?;
+            part.part().map(|(file, index, bytes)| Some(Piece::Part { file, index, bytes }))
         }
     }
 }
