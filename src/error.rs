@@ -59,6 +59,10 @@ pub enum Error {
     #[error("results cannot be kept now: {cause}; requests with `store: false` are answered")]
     JournalFull { cause: String },
 
+    /// A backup that cannot be written, or that is not whole, not as it was written, or not opened by the key.
+    #[error("{file}: {reason}", file = file.display())]
+    Backup { file: PathBuf, reason: String },
+
     // ---- ours ------------------------------------------------------------------------------------
     /// The forward of the batch failed or panicked. The cause is for logs.
     #[error("model `{model}` failed on this batch: {cause}")]

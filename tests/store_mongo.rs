@@ -65,6 +65,7 @@ fn record(row_lens: &[usize]) -> Record {
         status: Status::Succeeded,
         model: "m".into(),
         version: "1".into(),
+        fingerprint: None,
         task: "embed".into(),
         completed_at: Some(now()),
         source: "application".into(),

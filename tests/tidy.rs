@@ -15,7 +15,7 @@ use source::Source;
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     ("lib", &["api", "app", "cli", "config", "inference", "jobs", "load", "model", "ops", "serve", "store"]),
-    ("cli", &["app", "config", "load", "model", "ops", "serve", "store"]),
+    ("cli", &["app", "config", "inference", "load", "model", "ops", "serve", "store"]),
     ("app", &["api", "config", "inference", "jobs", "model", "ops", "serve", "store"]),
     ("config", &["api", "jobs", "model", "ops", "serve", "store"]),
     ("api", &["inference", "jobs", "model", "serve", "store"]),
@@ -54,6 +54,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("redis", &["store"]),
     ("rusqlite", &["store"]),
     ("moka", &["store"]),
+    ("age", &["store"]),
+    ("zstd", &["store"]),
     ("clap", &["main", "cli"]),
     ("anyhow", &["main", "cli"]),
     ("metrics_exporter_prometheus", &["metrics"]),

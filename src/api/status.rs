@@ -158,6 +158,7 @@ impl Fault {
                 | Error::Tensor { .. }
                 | Error::Checksum { .. }
                 | Error::ModelFile { .. }
+                | Error::Backup { .. }
                 | Error::Shape { .. }
                 | Error::Config { .. } => both(Kind::Internal, S::INTERNAL_SERVER_ERROR),
             },

@@ -13,6 +13,7 @@ pub mod logs;
 mod models;
 mod reload;
 mod store;
+pub mod warm;
 
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -133,6 +134,7 @@ pub async fn run_models(
         },
     };
     let background = [
+        tokio::spawn(warm::at_start(inferences.clone(), kept.keeper.clone(), starting.clone(), settings.cache.warm.0)),
         tokio::spawn(upkeep(metrics, inferences)),
         tokio::spawn(reloader.run()),
         tokio::spawn(sweep.run()),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Models;
 use crate::config::Ai;
 use crate::model::load::{Placement, load_for};
-use crate::model::manifest::BatchingOverrides;
+use crate::model::manifest::{BatchingOverrides, ModelSpec};
 use crate::model::repository::{ModelEntry, Repository};
 use crate::ops::device::{self, DeviceSpec};
 use crate::request::ModelName;
@@ -18,6 +18,13 @@ pub struct Chosen {
     pub name: ModelName,
     entry: ModelEntry,
     version: u64,
+}
+
+impl Chosen {
+    /// What is to be loaded.
+    pub fn spec(&self) -> ModelSpec {
+        self.entry.spec(self.version)
+    }
 }
 
 /// Finds the models the settings name, or all of the repository's, the default one first.

@@ -1,10 +1,17 @@
 //! The commands: thin, over the library.
 
+pub mod backup;
 pub mod bench;
+pub mod cache;
 pub mod config;
 pub mod jobs;
+pub mod migrate;
 pub mod models;
+mod progress;
+pub mod restore;
 pub mod serve;
+mod store;
+pub mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -57,6 +64,17 @@ enum Command {
     /// List the batches of a server, or watch one.
     #[command(subcommand)]
     Jobs(jobs::JobsCommand),
+    /// Bring the store to this program's schema, or look what there is to do.
+    Migrate(migrate::MigrateArgs),
+    /// Write all of the store into one file, while a server may work on it.
+    Backup(backup::BackupArgs),
+    /// Write what is in a backup into the store.
+    Restore(restore::RestoreArgs),
+    /// Read every record of the store and compare it with journal and backup.
+    Verify(verify::VerifyArgs),
+    /// Fill the cache of results from what was computed before.
+    #[command(subcommand)]
+    Cache(cache::CacheCommand),
     /// Put load on a server and measure it.
     Bench(Box<bench::BenchArgs>),
     /// Print version, commit and features.
@@ -87,6 +105,11 @@ pub fn main() -> ExitCode {
         Command::Models(command) => models::run(command, &sources),
         Command::Config(command) => config::run(command, sources),
         Command::Jobs(command) => jobs::run(command),
+        Command::Migrate(args) => migrate::run(&args, &sources),
+        Command::Backup(args) => backup::run(&args, &sources),
+        Command::Restore(args) => restore::run(&args, &sources),
+        Command::Verify(args) => verify::run(&args, &sources),
+        Command::Cache(command) => cache::run(&command, &sources),
         Command::Bench(args) => bench::run(&args),
         Command::Version => version(),
     }

@@ -218,6 +218,14 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         section: "cache",
+        name: "warm",
+        alias: None,
+        effect: Effect::Restart,
+        field: |s| &mut s.cache.warm,
+        doc: "How many of the newest records the cache is filled from in the background when the server has loaded its models. 0: none. Used are records with their whole input that the models as they are served now have computed; `eremois cache warm` does the same for Redis.",
+    },
+    Key {
+        section: "cache",
         name: "timeout",
         alias: None,
         effect: Effect::Restart,

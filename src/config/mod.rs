@@ -21,7 +21,7 @@ use crate::jobs::callback::sign::Secret;
 use crate::ops::device::DeviceSpec;
 use crate::serve::policy::BatchLimits;
 pub use read::{Loaded, Origin, Sources};
-use values::ByteSize;
+use values::{ByteSize, Count};
 use words::{ApiVersion, CacheUrl, DatabaseUrl, HttpUrl, LogFilter, LogFormat, Networks, RecordScope, StoreInput};
 
 /// Every setting, checked. `docs/config.md` describes each one.
@@ -68,6 +68,8 @@ pub struct Cache {
     pub url: CacheUrl,
     pub ttl: Duration,
     pub max_bytes: ByteSize,
+    /// Newest records that a server fills it from at its start.
+    pub warm: Count,
     /// What Redis may take before it counts as a miss.
     pub timeout: Duration,
 }
@@ -169,6 +171,7 @@ impl Default for Settings {
                 url: CacheUrl::Memory,
                 ttl: Duration::from_secs(3600),
                 max_bytes: ByteSize(256 << 20),
+                warm: Count(0),
                 // A healthy Redis answers in well under a millisecond; computing again takes a few.
                 timeout: Duration::from_millis(20),
             },

@@ -247,6 +247,31 @@ impl Field for usize {
     }
 }
 
+/// A number that may be none, unlike a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Count(pub usize);
+
+impl Field for Count {
+    fn set(&mut self, raw: &Raw) -> Result<(), String> {
+        let number = match raw {
+            Raw::Integer(number) => Some(*number),
+            Raw::Loose(text) => text.trim().parse().ok(),
+            _ => None,
+        };
+        match number {
+            Some(number @ 0..=1_000_000_000) => self.0 = number as usize,
+            _ => return Err(wrong(self.form(), raw)),
+        }
+        Ok(())
+    }
+    fn to_toml(&self) -> String {
+        self.0.to_string()
+    }
+    fn form(&self) -> &'static str {
+        "a whole number from 0 to 1000000000"
+    }
+}
+
 impl Field for Vec<String> {
     fn set(&mut self, raw: &Raw) -> Result<(), String> {
         let items: Option<Vec<String>> = match raw {

@@ -278,6 +278,7 @@ fn facts(submission: &Submission, info: Option<&ModelInfo>, status: Status, kept
         status,
         model: info.map_or_else(asked, |info| info.name.to_string()),
         version: info.map(|info| info.version.clone()).unwrap_or_default(),
+        fingerprint: None,
         task: "embed".to_string(),
         completed_at: None,
         source: submission.source.to_string(),
@@ -317,6 +318,7 @@ pub fn completed(mut record: Record, computed: &Computed) -> Record {
     facts.status = Status::Succeeded;
     facts.model = computed.info.name.to_string();
     facts.version = computed.info.version.clone();
+    facts.fingerprint = Some(computed.info.fingerprint.clone());
     facts.completed_at = Some(record::now());
     facts.usage = StoredUsage {
         num_tokens: computed.usage.num_tokens as u64,

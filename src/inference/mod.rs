@@ -17,21 +17,24 @@ pub mod keep;
 pub mod key;
 mod passage;
 pub mod stored_form;
+pub mod warm;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ::metrics::{Counter, Unit, counter, describe_counter};
+use async_trait::async_trait;
 
 use crate::Result;
 use crate::model::ModelInfo;
 use crate::output::{Output, Phases, Row, Usage};
 use crate::request::{EmbedParams, Input, Request};
 use crate::serve::Engine;
-use crate::store::cache::{Cache, CacheKey};
+use crate::store::cache::{Cache, CacheKey, CachedItem};
 use flight::Flights;
 use key::Form;
 use passage::Passage;
+use warm::{Known, Sink};
 
 /// Registers help and unit of every metric of this room. Call it once, after the recorder is installed.
 pub fn describe_metrics() {
@@ -146,10 +149,30 @@ impl Inferences {
         }
     }
 
+    /// The models whose results can be named, for [`warm::warm`].
+    pub fn known(&self) -> Vec<Known> {
+        self.engine.encoders().into_iter().map(|(info, encoder)| Known { info, encoder }).collect()
+    }
+
     /// See [`Cache::upkeep`].
     pub fn upkeep(&self) {
         if let Some(caching) = &self.caching {
             caching.cache.upkeep();
         }
+    }
+}
+
+/// The cache in front of the engine; without one nothing is kept.
+#[async_trait]
+impl Sink for Inferences {
+    async fn put(&self, items: &[(CacheKey, CachedItem)]) -> Result<()> {
+        if let Some(caching) = &self.caching {
+            caching.cache.put(items, caching.ttl).await;
+        }
+        Ok(())
+    }
+
+    async fn remove(&self, keys: &[CacheKey]) {
+        self.forget(keys).await;
     }
 }

@@ -57,6 +57,36 @@ pub fn load_for(spec: &ModelSpec, devices: &[Device], placement: &Placement) -> 
 }
 
 fn load_on(spec: &ModelSpec, devices: &[Device], placement: &Placement) -> Result<LoadedModel> {
+    let Described { info, encoder, weights, config } = described(spec, devices)?;
+    let mut backends = Vec::with_capacity(devices.len());
+    for device in devices {
+        // The kernels' weights are cast on the way: they are read on the CPU.
+        let read_on = if half_type(spec, device).is_some() { &Device::Cpu } else { device };
+        let weights = weights.on(read_on);
+        let backend = backend(spec, device, placement, &weights, &config, &info)?;
+        backends.push(Placed { device: device::name(device), backend });
+    }
+    Ok(LoadedModel { info: Arc::new(info), encoder: Arc::new(encoder), backends })
+}
+
+/// What a model would be on these devices, and its tokenizer, without its weights in memory: enough to name its results.
+/// `devices` is not empty.
+///
+/// Blocks: reads the tokenizer, and the weights where no manifest has their checksums. Errors: as [`load`].
+pub fn describe(spec: &ModelSpec, devices: &[Device]) -> Result<(Arc<ModelInfo>, Arc<Encoder>)> {
+    let Described { info, encoder, .. } = described(spec, devices)?;
+    Ok((Arc::new(info), Arc::new(encoder)))
+}
+
+/// Everything of a model but its computing.
+struct Described {
+    info: ModelInfo,
+    encoder: Encoder,
+    weights: Weights,
+    config: EncoderConfig,
+}
+
+fn described(spec: &ModelSpec, devices: &[Device]) -> Result<Described> {
     let sentence = SentenceConfig::read(&spec.dir)?;
     let weights = match spec.weights.as_slice() {
         [] => Weights::open_dir(&sentence.transformer_dir, &Device::Cpu)?,
@@ -87,18 +117,8 @@ fn load_on(spec: &ModelSpec, devices: &[Device], placement: &Placement) -> Resul
         None => gguf_pooling(&weights)?.unwrap_or(Pooling::Mean),
     };
     let (prompts, default_prompt) = prompts(spec, sentence.prompts, sentence.default_prompt)?;
-
-    let mut backends = Vec::with_capacity(devices.len());
-    let mut dtype = "f32";
-    for device in devices {
-        // The kernels' weights are cast on the way: they are read on the CPU.
-        let read_on = if half_type(spec, device).is_some() { &Device::Cpu } else { device };
-        let weights = weights.on(read_on);
-        let (backend, its_dtype) = backend(spec, device, placement, &weights, &config, pooling, max_seq_len)?;
-        backends.push(Placed { device: device::name(device), backend });
-        // The same on all of them: it depends on the spec and on the kind of device.
-        dtype = its_dtype;
-    }
+    // The same on all of them: it depends on the spec and on the kind of device.
+    let dtype = devices.first().map_or("f32", |device| dtype_name(spec, device));
     let device_names = device::names(devices);
     let facts = Facts { architecture: &architecture, dtype, device: &device_names, pooling, max_seq_len };
     let info = ModelInfo {
@@ -119,11 +139,8 @@ fn load_on(spec: &ModelSpec, devices: &[Device], placement: &Placement) -> Resul
         licence: spec.licence.clone(),
         created: modified(weights.path()),
     };
-    Ok(LoadedModel {
-        info: Arc::new(info),
-        encoder: Arc::new(Encoder::new(tokenizer, max_seq_len, config.vocab_size)),
-        backends,
-    })
+    let encoder = Encoder::new(tokenizer, max_seq_len, config.vocab_size);
+    Ok(Described { info, encoder, weights, config })
 }
 
 /// How a model takes its place on a device.
@@ -152,17 +169,25 @@ fn half_type(spec: &ModelSpec, device: &Device) -> Option<Dtype> {
     (device.is_cuda() && dtype != Dtype::F32).then_some(dtype)
 }
 
-/// The model on its device, and the name of what it computes in.
-#[allow(clippy::too_many_arguments, reason = "each is a part of the one thing that is built")]
+/// What the model computes in on this device.
+fn dtype_name(spec: &ModelSpec, device: &Device) -> &'static str {
+    match half_type(spec, device) {
+        None | Some(Dtype::F32) => "f32",
+        Some(Dtype::F16) => "f16",
+        Some(Dtype::Bf16) => "bf16",
+    }
+}
+
+/// The model on its device.
 fn backend(
     spec: &ModelSpec,
     device: &Device,
     placement: &Placement,
     weights: &Weights,
     config: &EncoderConfig,
-    pooling: Pooling,
-    max_seq_len: usize,
-) -> Result<(Arc<dyn Backend>, &'static str)> {
+    info: &ModelInfo,
+) -> Result<Arc<dyn Backend>> {
+    let ModelInfo { pooling, max_seq_len, .. } = *info;
     #[cfg(feature = "cuda")]
     if let (Some(dtype), candle_core::DeviceLocation::Cuda { gpu_id }) = (half_type(spec, device), device.location()) {
         use super::device_embed::{DeviceModel, supported};
@@ -176,11 +201,11 @@ fn backend(
         }
         let dtype = if dtype == Dtype::Bf16 { HalfType::Bf16 } else { HalfType::F16 };
         let model = DeviceModel { name: &spec.name, weights, config, pooling, max_seq_len };
-        return Ok((Arc::new(model.load(gpu_id, dtype, placement)?), dtype.name()));
+        return Ok(Arc::new(model.load(gpu_id, dtype, placement)?));
     }
     #[cfg(not(feature = "cuda"))]
     let _ = placement;
-    let backend = EmbedBackend {
+    Ok(Arc::new(EmbedBackend {
         encoder: PostNormEncoder::load(weights, config)?,
         pooling,
         device: device.clone(),
@@ -188,8 +213,7 @@ fn backend(
         vocab_size: config.vocab_size,
         max_seq_len,
         hidden_size: config.hidden_size,
-    };
-    Ok((Arc::new(backend), "f32"))
+    }))
 }
 
 /// The architecture's name and the encoder's shape.

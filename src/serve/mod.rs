@@ -166,6 +166,11 @@ impl Engine {
         infos
     }
 
+    /// What is served, with what tokenises for it.
+    pub fn encoders(&self) -> Vec<(Arc<ModelInfo>, Arc<Encoder>)> {
+        self.models.load().iter().map(|m| (m.info.clone(), m.encoder().clone())).collect()
+    }
+
     /// One model's info. Errors: `UnknownModel`.
     pub fn model(&self, name: Option<&str>) -> Result<Arc<ModelInfo>> {
         Ok(self.find(name)?.info.clone())

@@ -80,6 +80,11 @@ impl Served {
         ModelHealth { model: self.info.name.clone(), health, devices }
     }
 
+    /// What tokenises for it.
+    pub fn encoder(&self) -> &Arc<Encoder> {
+        &self.encoder
+    }
+
     /// See [`super::Engine::embed`].
     pub async fn embed(&self, request: Request, start: Instant) -> Result<Output> {
         let mut ending = Ending { metrics: &self.metrics, class: request.priority, outcome: Outcome::Cancelled };

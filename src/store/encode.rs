@@ -92,7 +92,7 @@ pub fn read_output(bytes: &[u8]) -> Result<Option<StoredOutput>> {
     }
 }
 
-fn write_u32(len: usize, out: &mut Vec<u8>) -> Result<()> {
+pub(super) fn write_u32(len: usize, out: &mut Vec<u8>) -> Result<()> {
     let len = u32::try_from(len).map_err(|_| unwritable(&format!("a part of {len} is longer than u32 can say")))?;
     out.extend_from_slice(&len.to_le_bytes());
     Ok(())
@@ -107,7 +107,7 @@ fn u32_of(bytes: &[u8]) -> u32 {
     u32::from_le_bytes(bytes.try_into().expect("the caller cut four bytes"))
 }
 
-fn take<'a>(rest: &mut &'a [u8], len: usize) -> Result<&'a [u8]> {
+pub(super) fn take<'a>(rest: &mut &'a [u8], len: usize) -> Result<&'a [u8]> {
     let Some((taken, left)) = rest.split_at_checked(len) else {
         return Err(unreadable(&format!("ends where {len} more bytes belong, {} are left", rest.len())));
     };
@@ -119,7 +119,7 @@ fn unwritable(why: &str) -> Error {
     Error::Internal { cause: format!("a record cannot be written as bytes: {why}") }
 }
 
-fn unreadable(why: &str) -> Error {
+pub(super) fn unreadable(why: &str) -> Error {
     Error::Internal { cause: format!("bytes are no record: {why}") }
 }
 
@@ -136,6 +136,7 @@ mod tests {
             status: Status::Succeeded,
             model: "m".into(),
             version: "1".into(),
+            fingerprint: None,
             task: "embed".into(),
             completed_at: Some(now()),
             source: "application".into(),

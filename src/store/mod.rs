@@ -10,6 +10,7 @@
 //!                  └──▶ Journal ── replayed in order once it is back
 //! ```
 
+pub mod backup;
 pub mod cache;
 pub mod cache_metrics;
 pub mod durable;
@@ -22,6 +23,7 @@ pub mod memory;
 pub mod mongo;
 pub mod numbers;
 pub mod open;
+pub mod place;
 pub mod query;
 pub mod record;
 pub mod redis;
@@ -103,6 +105,16 @@ pub trait Records: Send + Sync + 'static {
     /// How well each version of a model did, by model and then in the order of their first use: see [`QualityQuery`].
     /// Reads and errors as [`Records::usage`].
     async fn quality(&self, query: &QualityQuery) -> Result<Numbers<QualityRow>>;
+}
+
+/// What was changed, or must be, to bring a store to the present schema.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Migrated {
+    /// The version of the schema before; 0 for an empty store.
+    pub from: i32,
+    pub to: i32,
+    /// Each change in words. Empty: everything was as it must be.
+    pub changes: Vec<String>,
 }
 
 /// What came of [`Records::insert`].

@@ -253,6 +253,10 @@ pub struct Facts {
     pub status: Status,
     pub model: String,
     pub version: String,
+    /// What computed it, to the release and the kind of device: results of equal fingerprints may stand for one another. The
+    /// version alone does not say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
     /// "embed".
     pub task: String,
     /// Millisecond precision: what every store keeps.

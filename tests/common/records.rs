@@ -13,6 +13,7 @@ pub fn record() -> Record {
         status: Status::Succeeded,
         model: "m".into(),
         version: "1".into(),
+        fingerprint: None,
         task: "embed".into(),
         completed_at: None,
         source: "application".into(),
@@ -37,6 +38,7 @@ pub fn record() -> Record {
 pub fn sample() -> Record {
     let mut one = record();
     one.facts.completed_at = Some(now());
+    one.facts.fingerprint = Some("f".into());
     one.facts.user = Some("u".into());
     one.facts.metadata = [("k".to_string(), "v".to_string())].into();
     one.facts.parameters = json!({"dimensions": 2});

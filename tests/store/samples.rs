@@ -26,6 +26,7 @@ fn with_id(id: InferenceId) -> Record {
         status: Status::Succeeded,
         model: "all-MiniLM-L6-v2".to_string(),
         version: "1".to_string(),
+        fingerprint: None,
         task: "embed".to_string(),
         completed_at: Some(eremois::store::record::now()),
         source: "application".to_string(),
@@ -60,6 +61,7 @@ pub fn queued() -> Record {
 /// A record with every field set, and one with every field that may be empty empty.
 pub fn full_and_empty() -> [Record; 2] {
     let mut full = record();
+    full.facts.fingerprint = Some("0af3".repeat(8));
     full.facts.user = Some("Zoë 张伟 👩‍🚀 \u{0} ' \" \\ %".to_string());
     full.facts.metadata = BTreeMap::from([
         ("plain".to_string(), "value".to_string()),

@@ -76,6 +76,12 @@ impl Runner {
         }
     }
 
+    /// The pause after so many attempts.
+    fn pause(&self, attempts: u32) -> Duration {
+        let (first, longest) = self.options.backoff;
+        first.saturating_mul(1 << attempts.saturating_sub(1).min(10)).min(longest)
+    }
+
     /// Completes when the task is not this process's any more, or may not be: the store has not answered until the lease
     /// was over. Moves `until` on.
     async fn keep(&self, task: &Task, owner: &str, until: &mut Instant) -> Hold {

@@ -60,6 +60,7 @@ mod tests {
             status,
             model: "m".into(),
             version: "1".into(),
+            fingerprint: None,
             task: "embed".into(),
             completed_at: None,
             source: "application".into(),

@@ -259,6 +259,7 @@ mod tests {
                 status: Status::Succeeded,
                 model: "m".to_string(),
                 version: "1".to_string(),
+                fingerprint: None,
                 task: "embed".to_string(),
                 completed_at: None,
                 source: "application".to_string(),

@@ -7,6 +7,7 @@
 //!
 //! `docs/storage.md` says for operators what lies where and what is promised.
 
+pub mod beside;
 mod change;
 mod fault;
 mod files;
@@ -31,7 +32,7 @@ use self::metrics::StoreMetrics;
 use super::numbers::{Limit, Numbers, QualityQuery, QualityRow, UsageQuery, UsageRow};
 use super::query::{Page, Query};
 use super::record::{Feedback, InferenceId, Record};
-use super::{Inserted, Records};
+use super::{Inserted, Migrated, Records};
 use crate::{Error, Result};
 use files::Lock;
 use read::Readers;
@@ -59,11 +60,8 @@ impl Embedded {
     /// Errors: [`crate::Error::Config`] naming `database.path` where the folder cannot be written, another server works on
     /// it, or its file is another program's or a newer version's; the errors of [`Records`] for all else.
     pub fn open(folder: &Path) -> Result<Self> {
-        files::make_folder(folder)?;
-        let lock = Arc::new(Lock::take(folder)?);
-        let file = files::database(folder);
-        let mut conn = files::open_writer(&file)?;
-        migrate::migrate(&mut conn, &file.display().to_string(), schema::MIGRATIONS, schema::INDEXES)?;
+        let (conn, lock, _) = Self::prepare(folder)?;
+        let (lock, file) = (Arc::new(lock), files::database(folder));
         let readers = (0..NUM_READERS).map(|_| files::open_reader(&file)).collect::<Result<_>>()?;
         let metrics = Arc::new(StoreMetrics::new());
         Ok(Self {
@@ -72,6 +70,33 @@ impl Embedded {
             writer: Writer::start(conn, metrics.clone(), lock)?,
             metrics,
         })
+    }
+
+    /// Brings the store in `folder` to the present schema, makes it where there is none, and says what was done.
+    ///
+    /// Blocks, and errors: as [`Embedded::open`].
+    pub fn migrate(folder: &Path) -> Result<Migrated> {
+        Ok(Self::prepare(folder)?.2)
+    }
+
+    /// What [`Embedded::migrate`] would do. Changes nothing, and needs no lock.
+    pub fn pending(folder: &Path) -> Result<Migrated> {
+        let file = files::database(folder);
+        if !file.is_file() {
+            let changes = vec![format!("store made in {}", folder.display())];
+            return Ok(Migrated { from: 0, to: schema::MIGRATIONS.len() as i32, changes });
+        }
+        migrate::pending(&files::open_reader(&file)?, &file.display().to_string())
+    }
+
+    fn prepare(folder: &Path) -> Result<(Connection, Lock, Migrated)> {
+        files::make_folder(folder)?;
+        let lock = Lock::take(folder)?;
+        let file = files::database(folder);
+        let mut conn = files::open_writer(&file)?;
+        let name = file.display().to_string();
+        let migrated = migrate::migrate(&mut conn, &name, schema::MIGRATIONS, schema::INDEXES)?;
+        Ok((conn, lock, migrated))
     }
 
     /// What SQLite finds wrong with the file, one fault a line; empty where it is sound. Reads all of the file.

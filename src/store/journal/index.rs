@@ -184,6 +184,11 @@ impl Index {
         self.log.iter().take(max_entries).take_while(fits).cloned().collect()
     }
 
+    /// All ids that entries name, rising.
+    pub fn ids(&self) -> Vec<InferenceId> {
+        self.ids.keys().copied().collect()
+    }
+
     /// What happened to this id; empty if nothing did.
     pub fn changes(&self, id: &InferenceId) -> Changes {
         self.ids.get(id).map(|touched| self.entries(touched)).unwrap_or_default()

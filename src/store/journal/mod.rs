@@ -19,6 +19,7 @@ pub mod change;
 pub mod disk;
 pub mod entry;
 pub mod index;
+pub mod look;
 mod metrics;
 mod recover;
 mod writer;
@@ -163,6 +164,23 @@ pub enum Claimed {
     Busy,
 }
 
+/// See [`Journal::read`].
+fn read(located: &Located) -> Result<Change> {
+    let Some(bytes) = located.bytes() else {
+        located.segment.mark_damaged();
+        return Err(Error::Internal {
+            cause: format!("journal: {}: the entry at {} is damaged", located.segment.name, located.offset),
+        });
+    };
+    let mut change = change::change_of(located.kind, &bytes[HEADER_LEN..])?;
+    if let Change::Put(record) = &mut change
+        && located.is_keyless
+    {
+        record.facts.idempotency_key = None;
+    }
+    Ok(change)
+}
+
 impl Journal {
     /// Opens the journal in this folder and reads what is in it. Blocks: for the reading of all segments.
     ///
@@ -287,19 +305,7 @@ impl Journal {
     ///
     /// Errors: [`Error::Internal`] where it is not as it was written.
     pub fn read(&self, located: &Located) -> Result<Change> {
-        let Some(bytes) = located.bytes() else {
-            located.segment.mark_damaged();
-            return Err(Error::Internal {
-                cause: format!("journal: {}: the entry at {} is damaged", located.segment.name, located.offset),
-            });
-        };
-        let mut change = change::change_of(located.kind, &bytes[HEADER_LEN..])?;
-        if let Change::Put(record) = &mut change
-            && located.is_keyless
-        {
-            record.facts.idempotency_key = None;
-        }
-        Ok(change)
+        read(located)
     }
 
     /// Changes whenever entries became durable, failed or left.

@@ -17,11 +17,12 @@ use parking_lot::Mutex;
 use super::coalescer::Coalescer;
 use super::document::Stored;
 use super::fault::fault;
-use super::migrate::{Migrated, migrate};
+use super::migrate::migrate;
 use super::schema::{DOCUMENTS, INFERENCES, OUTPUTS, PARTS, TASKS};
 use super::spill::{self, Chunk};
 use super::work::{DocumentDocument, PartDocument, TaskDocument};
 use super::{WRITE_TIMEOUT, step};
+use crate::store::Migrated;
 use crate::store::record::Record;
 use crate::{Error, Result};
 
@@ -163,6 +164,16 @@ impl Connector {
         attempt.await
     }
 
+    /// How long records are kept.
+    pub(super) fn retention(&self) -> Duration {
+        self.plan.settings.retention
+    }
+
+    /// The database as it is: reached for, and neither compared nor changed.
+    pub(super) async fn database(&self) -> Result<Database> {
+        self.plan.database().await
+    }
+
     fn start(&self) -> Attempt {
         let plan = self.plan.clone();
         let task = tokio::spawn(async move { plan.connect().await.map(Arc::new) });
@@ -172,12 +183,16 @@ impl Connector {
 }
 
 impl Plan {
-    async fn connect(&self) -> Result<Connection> {
+    async fn database(&self) -> Result<Database> {
         // With `mongodb+srv` this asks the name service for the hosts.
         let mut options = ClientOptions::parse(self.address.clone()).await.map_err(|e| self.scrubbed(fault(e)))?;
         self.set(&mut options);
         let name = database_of(options.default_database.as_deref()).to_string();
-        let database = Client::with_options(options).map_err(|e| self.scrubbed(fault(e)))?.database(&name);
+        Ok(Client::with_options(options).map_err(|e| self.scrubbed(fault(e)))?.database(&name))
+    }
+
+    async fn connect(&self) -> Result<Connection> {
+        let database = self.database().await?;
         let migrated = migrate(&database, self.settings.retention, &self.holder).await?;
         Ok(Connection {
             inferences: database.collection(INFERENCES),

@@ -1,7 +1,7 @@
 //! A record as a document of the collection `inferences`.
 //!
 //! ```text
-//! { _id: UUID (subtype 4, version 7: sorts by time), created_at: date, status, model, version, task, source,
+//! { _id: UUID (subtype 4, version 7: sorts by time), created_at: date, status, model, version, fingerprint?, task, source,
 //!   completed_at: date?, user?, metadata: [{k, v}, ...], parameters: JSON text?, input: {full: JSON text | hash}?,
 //!   usage: {...}, timings: {...}, output_norms: {...}?, error: {...}?, idempotency_key?, request_hash?, callback?,
 //!   feedback: [{at: date, score?, label?, comment?}, ...],
@@ -26,7 +26,8 @@ use crate::store::record::{
 };
 
 /// Fields that a document may lack: a write that replaces one takes away those it does not name.
-pub(super) const OPTIONAL: [&str; 12] = [
+pub(super) const OPTIONAL: [&str; 13] = [
+    "fingerprint",
     "completed_at",
     "output_norms",
     "user",
@@ -56,6 +57,8 @@ pub(super) struct Stored {
     pub status: Status,
     pub model: String,
     pub version: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
     pub task: String,
     pub source: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -154,6 +157,7 @@ impl Stored {
             status: facts.status,
             model: facts.model.clone(),
             version: facts.version.clone(),
+            fingerprint: facts.fingerprint.clone(),
             task: facts.task.clone(),
             source: facts.source.clone(),
             completed_at: facts.completed_at.map(date),
@@ -206,6 +210,7 @@ impl Stored {
             status: self.status,
             model: self.model,
             version: self.version,
+            fingerprint: self.fingerprint,
             task: self.task,
             completed_at: self.completed_at.map(time),
             source: self.source,
@@ -298,6 +303,7 @@ mod tests {
             status: Status::Succeeded,
             model: "m".into(),
             version: "1".into(),
+            fingerprint: None,
             task: "embed".into(),
             completed_at: Some(at),
             source: "application".into(),

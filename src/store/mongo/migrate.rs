@@ -14,6 +14,7 @@ use mongodb::options::ReturnDocument;
 use super::fault::{code, fault, is_duplicate};
 use super::millis;
 use super::schema::{Declared, Index, SCHEMA, VERSION, declared};
+use crate::store::Migrated;
 use crate::{Error, Result};
 
 /// How long the lock holds without being renewed.
@@ -27,16 +28,6 @@ const MAX_WAIT: Duration = Duration::from_secs(600);
 /// The codes of a collection that is there already, and of one that is not.
 const NAMESPACE_EXISTS: i32 = 48;
 const NAMESPACE_NOT_FOUND: i32 = 26;
-
-/// What was changed at a start.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Migrated {
-    /// The version of the layout before; 0 for an empty database.
-    pub from: i32,
-    pub to: i32,
-    /// Each change in words. Empty: everything was as it must be.
-    pub changes: Vec<String>,
-}
 
 /// One change.
 #[derive(Debug)]
@@ -87,6 +78,13 @@ pub(super) async fn migrate(database: &Database, retention: Duration, holder: &s
     done
 }
 
+/// What [`migrate`] would do. Changes nothing, and needs no lock. Errors: as there.
+pub(super) async fn pending(database: &Database, retention: Duration) -> Result<Migrated> {
+    let from = version(database).await?;
+    let changes = changes(database, retention).await?.iter().map(Change::words).collect();
+    Ok(Migrated { from, to: VERSION, changes })
+}
+
 async fn change(database: &Database, retention: Duration, holder: &str) -> Result<Migrated> {
     let from = version(database).await?;
     let mut done = Vec::new();
@@ -100,7 +98,7 @@ async fn change(database: &Database, retention: Duration, holder: &str) -> Resul
 }
 
 /// The layout's version in the database; 0 where there is none.
-async fn version(database: &Database) -> Result<i32> {
+pub(super) async fn version(database: &Database) -> Result<i32> {
     let found = database.collection::<Document>(SCHEMA).find_one(doc! { "_id": "schema" }).await.map_err(fault)?;
     let version = found.and_then(|schema| schema.get_i32("version").ok()).unwrap_or(0);
     if version > VERSION {

@@ -13,10 +13,11 @@ mod coalescer;
 mod connection;
 mod document;
 mod fault;
-pub mod migrate;
+mod migrate;
 mod numbers;
 mod query;
 mod schema;
+pub mod snapshot;
 mod spill;
 mod upsert;
 mod work;
@@ -31,13 +32,12 @@ use mongodb::bson::{Bson, doc};
 use super::numbers::{Limit, Numbers, QualityQuery, QualityRow, UsageQuery, UsageRow};
 use super::query::{MAX_LIMIT, Page, Query};
 use super::record::{Feedback, InferenceId, Record};
-use super::{Inserted, Records};
+use super::{Inserted, Migrated, Records};
 use crate::{Error, Result};
 use coalescer::Coalescer;
 use connection::{Connection, Connector};
 use document::{FeedbackDocument, Stored, uuid};
 use fault::{fault, is_duplicate, unreadable};
-use migrate::Migrated;
 use upsert::Upsert;
 
 pub use connection::MongoSettings;
@@ -82,6 +82,13 @@ impl MongoStore {
     /// Errors: as [`Records`]; [`Error::Internal`] names an index that has been made otherwise.
     pub async fn migrate(&self) -> Result<Migrated> {
         Ok(self.connector.connection().await?.migrated.clone())
+    }
+
+    /// What [`MongoStore::migrate`] would change. Changes nothing.
+    ///
+    /// Errors: as there.
+    pub async fn pending(&self) -> Result<Migrated> {
+        migrate::pending(&self.connector.database().await?, self.connector.retention()).await
     }
 
     /// The connection, waited for no longer than a call may take.

@@ -96,21 +96,28 @@ pub(super) async fn write(outputs: &Collection<Chunk>, chunks: &[Chunk]) -> Resu
 /// Errors: [`crate::Error::Internal`] where the chunks are not what was written.
 pub(super) async fn join(outputs: &Collection<Chunk>, mut stored: Stored) -> Result<Option<Stored>> {
     let Some(spilled) = stored.spilled.take() else { return Ok(Some(stored)) };
-    let range = doc! { "_id": {
-        "$gte": chunk_id(&stored.id, &spilled.hash.bytes, 0),
-        "$lte": chunk_id(&stored.id, &spilled.hash.bytes, u32::MAX),
-    } };
     // One at a time: what is wrong with the connection is noticed within one chunk's deadline.
-    let mut cursor = step(CHUNK_BYTES, outputs.find(range).sort(doc! { "_id": 1 }).batch_size(1)).await?;
-    let mut bytes = Vec::new();
-    let mut num_chunks = 0;
+    let find = outputs.find(chunks_of(&stored.id, &spilled)).sort(doc! { "_id": 1 }).batch_size(1);
+    let mut cursor = step(CHUNK_BYTES, find).await?;
+    let mut chunks = Vec::new();
     while let Some(chunk) = step(CHUNK_BYTES, cursor.try_next()).await? {
-        bytes.extend(chunk.data.bytes);
-        num_chunks += 1;
+        chunks.push(chunk);
     }
-    if num_chunks != spilled.num_chunks {
+    put_back(stored, spilled, chunks)
+}
+
+/// The filter of the chunks that a document names.
+pub(super) fn chunks_of(id: &bson::Uuid, spilled: &Spilled) -> Document {
+    let bound = |number| chunk_id(id, &spilled.hash.bytes, number);
+    doc! { "_id": { "$gte": bound(0), "$lte": bound(u32::MAX) } }
+}
+
+/// [`join`] with all chunks there are, in their order.
+pub(super) fn put_back(mut stored: Stored, spilled: Spilled, chunks: Vec<Chunk>) -> Result<Option<Stored>> {
+    if i32::try_from(chunks.len()) != Ok(spilled.num_chunks) {
         return Ok(None);
     }
+    let bytes: Vec<u8> = chunks.into_iter().flat_map(|chunk| chunk.data.bytes).collect();
     let id = stored.inference_id();
     let name = || format!("outputs: {id}");
     if blake3::hash(&bytes).as_bytes()[..HASH_BYTES] != spilled.hash.bytes[..] {

@@ -80,6 +80,14 @@ impl RedisCache {
         Ok(Self { link, jobs, timeout, ttl: ttl.min(MAX_TTL), tasks })
     }
 
+    /// Writes items now and waits for it, past the queue: for who fills it with much.
+    ///
+    /// Errors: [`crate::Error::StoreUnavailable`] where Redis is away, does not answer in time, or takes no more.
+    pub async fn write(&self, items: &[(CacheKey, CachedItem)], ttl: Duration) -> Result<()> {
+        let expires_at_ms = unix_ms() + ttl.min(MAX_TTL).as_millis() as u64;
+        writer::write_now(&self.link, items, expires_at_ms).await
+    }
+
     /// Whether it is asked at the moment.
     pub fn is_up(&self) -> bool {
         self.link.live().is_some()

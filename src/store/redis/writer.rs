@@ -12,11 +12,14 @@ use super::connection::Connection;
 use super::link::{Link, Live, Outcome};
 use super::{on_keys, redis_key, unix_ms, value};
 use crate::store::cache::{CacheKey, CachedItem};
+use crate::{Error, Result};
 
 /// Items written in one piece: a quarter of a megabyte of rows of 384 values.
 const BATCH: usize = 128;
 /// How long a piece may take. Longer than a look-up: nobody waits.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
+/// As [`WRITE_TIMEOUT`], where somebody waits and nothing else is to be done.
+const FILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often an error that a server answers (no memory, no permission) is told in the log.
 const TELL_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -88,6 +91,21 @@ async fn put(link: &Link, commands: &mut Vec<Cmd>, told: &mut Option<Instant>) {
             }
         }
     }
+}
+
+/// Writes items, in pieces, and waits for each. Errors: [`Error::StoreUnavailable`].
+pub async fn write_now(link: &Link, items: &[(CacheKey, CachedItem)], expires_at_ms: u64) -> Result<()> {
+    let unavailable = |cause: &str| Error::StoreUnavailable { cause: format!("the cache's Redis: {cause}") };
+    for items in items.chunks(BATCH) {
+        let live = link.live().ok_or_else(|| unavailable("it is away"))?;
+        let commands: Vec<Cmd> = items.iter().filter_map(|(key, item)| set(key, item, expires_at_ms)).collect();
+        match timeout(FILL_TIMEOUT, send(&live, commands)).await {
+            Ok(Ok(())) => link.note(&live, Outcome::Answered),
+            Ok(Err(error)) => return Err(unavailable(&error.to_string())),
+            Err(_) => return Err(unavailable("it does not answer")),
+        }
+    }
+    Ok(())
 }
 
 /// A replica, or a node of a cluster that was given as a single server.

@@ -10,7 +10,7 @@ use crate::Result;
 use crate::store::work::{Document, DocumentKind, DocumentQuery, MAX_DOCUMENTS};
 
 /// The columns [`Found::read`] takes.
-const COLUMNS: &str = "kind, id, parent, expires_ms, revision, body";
+pub(super) const COLUMNS: &str = "kind, id, parent, expires_ms, revision, body";
 
 /// A row of `documents`, not yet understood.
 struct Found {
@@ -44,6 +44,11 @@ impl Found {
             body: serde_json::from_str(&self.body).map_err(|e| broken("documents.body", e))?,
         })
     }
+}
+
+/// The document of a row of [`COLUMNS`].
+pub(super) fn read(row: &Row) -> Result<Document> {
+    Found::read(row)?.document()
 }
 
 /// Writes a document as its revision 1, unless it is there.

@@ -1,6 +1,7 @@
 //! Background work in the embedded store. Changes go through the writer as those of records do, and share its commits.
 
 mod documents;
+pub(super) mod pages;
 mod parts;
 mod tasks;
 

@@ -36,7 +36,7 @@ fn id_of(kind: DocumentKind, id: &str) -> String {
 }
 
 impl DocumentDocument {
-    fn document(self) -> Result<Document> {
+    pub(in super::super) fn document(self) -> Result<Document> {
         let wrong = |what: &dyn std::fmt::Display| unreadable(&format!("documents: {}", self.id), what);
         let (kind, id) = self.id.split_once('/').ok_or_else(|| wrong(&"no kind in its id"))?;
         Ok(Document {

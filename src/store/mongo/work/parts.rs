@@ -10,7 +10,7 @@ use mongodb::bson::{Binary, Document, doc};
 use serde::{Deserialize, Serialize};
 
 use super::super::connection::Connection;
-use super::super::fault::{fault, is_duplicate};
+use super::super::fault::{fault, is_duplicate, unreadable};
 use super::super::{deadline_of, late, step};
 use crate::Result;
 use crate::store::work::MAX_PART_BYTES;
@@ -26,6 +26,15 @@ pub(in super::super) struct PartDocument {
     /// For the index by which all of a file are removed.
     file: String,
     data: Binary,
+}
+
+impl PartDocument {
+    /// The file, the part's number and its bytes.
+    pub(in super::super) fn part(self) -> Result<(String, u32, Vec<u8>)> {
+        let number = self.id.rsplit_once('/').and_then(|(_, number)| number.parse().ok());
+        let number = number.ok_or_else(|| unreadable(&format!("parts: {}", self.id), "no number in its id"))?;
+        Ok((self.file, number, self.data.bytes))
+    }
 }
 
 /// The number has ten digits, so no two parts have one id whatever their files are called.

@@ -72,7 +72,12 @@ impl TaskDocument {
         }
     }
 
-    fn task(self) -> Result<Task> {
+    /// Whether its owner has yet to learn that it is not wanted any more.
+    pub(in super::super) fn is_cancelled(&self) -> bool {
+        self.cancelled.is_some()
+    }
+
+    pub(in super::super) fn task(self) -> Result<Task> {
         let wrong = |what: &dyn std::fmt::Display| unreadable(&format!("tasks: {}", self.id), what);
         let kind = TaskKind::of(&self.kind).ok_or_else(|| wrong(&"no kind of ours"))?;
         let payload = serde_json::from_str(&self.payload).map_err(|e| wrong(&e))?;
