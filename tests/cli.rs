@@ -40,7 +40,7 @@ fn version_names_version_commit_and_features() {
 fn help_tells_every_command() {
     let help = eremois(empty().path(), &["--help"], &[]);
     assert_eq!(help.code, 0);
-    for word in ["serve", "models", "config", "version", "--config", "--set", "eremois config show"] {
+    for word in ["serve", "models", "jobs", "config", "version", "--config", "--set", "eremois config show"] {
         assert!(help.stdout.contains(word), "{word} is missing: {}", help.stdout);
     }
 }
