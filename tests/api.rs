@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -9,13 +10,15 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use common::http::{self, Answer, plain};
+use common::http::{self, Answer, Server, plain};
 use eremois::api::ApiSettings;
-use eremois::api::internal::Background;
+use eremois::api::internal::{Background, Internal};
 use eremois::api::status::{Envelope, Fault};
+use eremois::jobs;
 use eremois::serve::Health;
 use eremois::serve::policy::BatchLimits;
 use eremois::store::record::InferenceId;
+use eremois::store::work::{Task, TaskKind};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -513,6 +516,22 @@ fn operations(document: &Value) -> Vec<(String, String, Value)> {
     each.collect()
 }
 
+/// The ids of a file and of a batch of it that has ended.
+async fn file_and_batch(server: &Server) -> (String, String) {
+    let form = "--b\r\ncontent-disposition: form-data; name=\"purpose\"\r\n\r\nbatch\r\n\
+        --b\r\ncontent-disposition: form-data; name=\"file\"; filename=\"f\"\r\n\r\nno request\r\n--b--\r\n";
+    let request = Request::post("/v1/files").header("content-type", "multipart/form-data; boundary=b");
+    let file = ok(&server.send(request.body(Body::from(form)).unwrap()).await)["id"].as_str().unwrap().to_string();
+    let body = json!({"input_file_id": file, "endpoint": "/v1/embeddings", "completion_window": "24h"});
+    let batch = ok(&server.post("/v1/batches", body).await)["id"].as_str().unwrap().to_string();
+    let endpoints = Arc::new(Internal::new(server.state.clone()));
+    let handlers = jobs::batch::handlers(&server.tasks, &server.state.jobs, endpoints);
+    let (_, split) = handlers.iter().find(|(kind, _)| *kind == TaskKind::Batch).unwrap();
+    let (id, due_at) = (batch.clone(), eremois::store::record::now());
+    split.run(&Task { id, kind: TaskKind::Batch, payload: Value::Null, due_at, attempts: 1 }).await.unwrap();
+    (file, batch)
+}
+
 #[tokio::test]
 async fn the_document_has_every_route_and_its_examples_work() {
     let server = plain().await;
@@ -521,18 +540,21 @@ async fn the_document_has_every_route_and_its_examples_work() {
     assert_eq!(document["info"]["version"], "0.0.0");
     let mut routes: Vec<String> = operations(&document).into_iter().map(|(path, m, _)| format!("{m} {path}")).collect();
     routes.sort();
-    let expected = "delete /api/v1/inferences/{id},delete /api/v1/users/{user}/inferences,get /api/v1/inferences,\
+    let expected = "delete /api/v1/inferences/{id},delete /api/v1/users/{user}/inferences,delete /v1/files/{id},get /api/v1/inferences,\
         get /api/v1/inferences/{id},get /api/v1/inferences/{id}/events,get /api/v1/quality,get /api/v1/usage,get /health,get /health/live,get /health/ready,get /info,get /metrics,get /openapi.json,get /ping,\
+        get /v1/batches,get /v1/batches/{id},get /v1/batches/{id}/events,get /v1/files,get /v1/files/{id},get /v1/files/{id}/content,\
         get /v1/models,get /v1/models/{id},post /,post /api/v1/inferences,post /api/v1/inferences/{id}/feedback,post /decode,post /embed,post /invocations,post /similarity,\
-        post /tokenize,post /v1/embeddings";
+        post /tokenize,post /v1/batches,post /v1/batches/{id}/cancel,post /v1/embeddings,post /v1/files";
     assert_eq!(routes.join(","), expected);
 
     let kept = ok(&server.post("/api/v1/inferences", json!({"input": "w1"})).await);
     let kept = kept["id"].as_str().unwrap();
+    let (file, batch) = file_and_batch(&server).await;
     let mut num_examples = 0;
     for (path, method, operation) in operations(&document) {
         assert!(operation["summary"].is_string() && operation["tags"].is_array(), "{method} {path}");
-        let id = if path.starts_with("/api") { kept } else { "fake" };
+        let ids = [("/api", kept), ("/v1/files", &file), ("/v1/batches", &batch), ("/v1/models", "fake")];
+        let id = ids.iter().find(|(prefix, _)| path.starts_with(prefix)).map_or("", |(_, id)| *id);
         let path = path.replace("{id}", id);
         if method == "get" {
             let answer = server.get(&path).await;
@@ -540,13 +562,16 @@ async fn the_document_has_every_route_and_its_examples_work() {
             continue;
         }
         if method == "delete" {
-            continue; // tests/inferences.rs
+            continue; // tests/inferences.rs, tests/batches/files.rs
         }
         let content = &operation["requestBody"]["content"]["application/json"];
         let one = content.get("example").cloned();
         let many = content["examples"].as_object().into_iter().flatten().map(|(_, e)| e["value"].clone());
-        for example in one.into_iter().chain(many) {
+        for mut example in one.into_iter().chain(many) {
             num_examples += 1;
+            if let Some(id) = example.get_mut("input_file_id") {
+                *id = json!(file);
+            }
             let answer = server.post(&path, example.clone()).await;
             assert!(answer.status.is_success(), "{path} {example}: {}", answer.text());
         }
@@ -568,6 +593,13 @@ async fn the_document_tells_every_refusal_of_an_operation() {
         statuses("/embed", "post"),
         ["200", "400", "408", "413", "415", "422", "424", "429", "500", "503", "504"]
     );
+    assert_eq!(statuses("/v1/files", "post"), ["200", "400", "408", "413", "415", "422", "500", "503"]);
+    assert_eq!(statuses("/v1/files/{id}", "delete"), ["200", "400", "404", "409", "500", "503"]);
+    assert_eq!(
+        statuses("/v1/batches", "post"),
+        ["200", "400", "404", "408", "409", "413", "415", "422", "500", "503", "504"]
+    );
+    assert_eq!(statuses("/v1/batches", "get"), ["200", "422", "500", "503"]);
     // Every reference leads somewhere.
     let text = document.to_string();
     for reference in text.split("\"$ref\":\"#").skip(1).map(|rest| rest.split('"').next().unwrap()) {

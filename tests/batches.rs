@@ -279,7 +279,8 @@ async fn requests_are_kept_once_where_all_are_kept() {
         let task = help::chunk_task(id, index);
         let chunk = &handlers[&TaskKind::Chunk];
         let (first, second) = tokio::join!(chunk.run(&task), chunk.run(&task));
-        (first.unwrap(), second.unwrap());
+        first.unwrap();
+        second.unwrap();
     }
     let batch = ended(&server, &made).await;
     assert_eq!(batch["request_counts"]["completed"], 20);

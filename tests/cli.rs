@@ -43,6 +43,7 @@ fn help_tells_every_command() {
     for word in [
         "serve",
         "models",
+        "jobs",
         "config",
         "migrate",
         "backup",

@@ -43,6 +43,7 @@ impl Background {
 pub struct Internal(Router);
 
 impl Internal {
+    /// Answers as the router of this state does.
     pub fn new(state: ApiState) -> Self {
         let router = openai::answered()
             .fallback(super::no_route)

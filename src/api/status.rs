@@ -15,8 +15,9 @@ use super::{ApiState, app, openai, tei};
 use crate::Error;
 use crate::store::record::Failure;
 
-/// The types of bodies that are taken.
+/// The type of bodies.
 pub const JSON: &str = "application/json";
+/// That of uploads.
 pub const MULTIPART: &str = "multipart/form-data";
 
 /// Everything a handler or a layer answers instead of a result.

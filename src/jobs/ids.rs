@@ -3,7 +3,9 @@
 use jiff::Timestamp;
 use uuid::Uuid;
 
+/// What ids of files begin with.
 pub const FILE: &str = "file-";
+/// What ids of batches begin with.
 pub const BATCH: &str = "batch_";
 
 /// A new id.

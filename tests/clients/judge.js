@@ -50,6 +50,41 @@ const tests = {
     assert.ok(ids.includes(model));
     assert.equal((await client.models.retrieve(model)).id, model);
   },
+  async "files and batches"() {
+    const request = { method: "POST", url: "/v1/embeddings" };
+    const lines = reference.texts.map((input, i) => ({ ...request, custom_id: `js-${i}`, body: { model, input } }));
+    const text = lines.map((line) => `${JSON.stringify(line)}\n`).join("");
+    const file = await client.files.create({ file: new File([text], "js.jsonl"), purpose: "batch" });
+    assert.equal(file.bytes, Buffer.byteLength(text));
+    assert.equal(await (await client.files.content(file.id)).text(), text);
+    let batch = await client.batches.create({
+      input_file_id: file.id,
+      endpoint: "/v1/embeddings",
+      completion_window: "24h",
+      metadata: { judge: "JavaScript" },
+    });
+    const end = Date.now() + 60_000;
+    while (!["completed", "failed", "expired", "cancelled"].includes(batch.status)) {
+      assert.ok(Date.now() < end, batch.status);
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      batch = await client.batches.retrieve(batch.id);
+    }
+    assert.equal(batch.status, "completed");
+    assert.deepEqual(batch.request_counts, { total: lines.length, completed: lines.length, failed: 0 });
+    assert.equal(batch.error_file_id, null);
+    const answers = (await (await client.files.content(batch.output_file_id)).text()).trim().split("\n").map(JSON.parse);
+    assert.deepEqual(answers.map((answer) => answer.custom_id), lines.map((line) => line.custom_id));
+    answers.forEach((answer, i) => same(answer.response.body.data[0].embedding, unpack(reference.embeddings[i])));
+    const listed = [];
+    for await (const one of client.batches.list({ limit: 1 })) listed.push(one.id);
+    assert.ok(listed.includes(batch.id));
+    const files = [];
+    for await (const one of client.files.list({ limit: 1 })) files.push(one.id);
+    assert.ok(files.includes(file.id) && files.includes(batch.output_file_id));
+    assert.equal((await client.files.delete(file.id)).deleted, true);
+    await assert.rejects(client.files.retrieve(file.id), OpenAI.NotFoundError);
+    await assert.rejects(client.batches.cancel(batch.id), OpenAI.ConflictError);
+  },
   async "errors are the classes the client knows"() {
     await assert.rejects(client.embeddings.create({ model: "no/such", input: "x" }), OpenAI.NotFoundError);
     await assert.rejects(client.embeddings.create({ model, input: [] }), OpenAI.BadRequestError);

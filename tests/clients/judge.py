@@ -133,6 +133,109 @@ class OpenAi:
         assert len(answer._request_id) == 36, answer._request_id
 
 
+    def lines(self, prefix, texts):
+        body = {"model": self.model}
+        request = {"method": "POST", "url": "/v1/embeddings"}
+        lines = [request | {"custom_id": f"{prefix}-{i}", "body": body | {"input": text}} for i, text in enumerate(texts)]
+        return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+    def upload(self, prefix, *texts):
+        return self.client.files.create(file=(f"{prefix}.jsonl", self.lines(prefix, texts)), purpose="batch")
+
+    def run(self, file, **more):
+        batch = self.client.batches.create(
+            input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h", **more
+        )
+        assert batch.object == "batch" and batch.status == "validating", batch
+        return self.wait(batch)
+
+    def wait(self, batch):
+        end = time.monotonic() + 60
+        while batch.status not in ("completed", "failed", "expired", "cancelled"):
+            assert time.monotonic() < end, batch
+            time.sleep(0.05)
+            batch = self.client.batches.retrieve(batch.id)
+        return batch
+
+    def test_files_come_back_as_they_were_sent(self):
+        content = self.lines("f", TEXTS) + b"no request at all, which is not looked at before a batch\n"
+        expires_after = {"anchor": "created_at", "seconds": 3600}
+        file = self.client.files.create(file=("f.jsonl", content), purpose="batch", expires_after=expires_after)
+        assert (file.object, file.bytes, file.filename, file.purpose) == ("file", len(content), "f.jsonl", "batch"), file
+        assert file.expires_at - file.created_at == 3600 and file.status == "processed", file
+        assert self.client.files.retrieve(file.id) == file
+        assert self.client.files.content(file.id).read() == content
+        deleted = self.client.files.delete(file.id)
+        assert deleted.deleted and deleted.id == file.id, deleted
+        raises(openai.NotFoundError, lambda: self.client.files.retrieve(file.id))
+        raises(openai.NotFoundError, lambda: self.client.files.content(file.id))
+
+    def test_lists_of_files_have_pages(self):
+        made = [self.upload(f"page-{i}", "x").id for i in range(5)]
+        for order, expected in (("asc", made), ("desc", made[::-1])):
+            found = [file.id for file in self.client.files.list(limit=2, order=order, purpose="batch")]
+            assert [id for id in found if id in made] == expected, (order, found)
+        raises(openai.UnprocessableEntityError, lambda: self.client.files.list(limit=0))
+
+    def test_uploads_are_checked(self):
+        create = self.client.files.create
+        error = raises(openai.UnprocessableEntityError, lambda: create(file=b"{}", purpose="assistants"))
+        assert error.param == "purpose" and error.code == "invalid", error.body
+        error = raises(openai.BadRequestError, lambda: create(file=b"", purpose="batch"))
+        assert error.param == "file", error.body
+
+    def test_a_batch_answers_every_line_once(self):
+        file = self.upload("b", *TEXTS, "word " * 5000, *[f"text {i}" for i in range(50)])
+        batch = self.run(file, metadata={"judge": "python"}, output_expires_after={"anchor": "created_at", "seconds": 3600})
+        assert batch.status == "completed" and batch.metadata == {"judge": "python"}, batch
+        counts = batch.request_counts
+        assert (counts.total, counts.completed, counts.failed) == (len(TEXTS) + 51, len(TEXTS) + 50, 1), batch
+        assert batch.usage.input_tokens > sum(REFERENCE["num_tokens"]) and batch.model == self.model, batch
+        lines = [json.loads(line) for line in self.client.files.content(batch.output_file_id).text.splitlines()]
+        found = {line["custom_id"]: line["response"] for line in lines}
+        assert len(found) == len(lines) == counts.completed
+        for i, expected in enumerate(EXPECTED):
+            assert found[f"b-{i}"]["status_code"] == 200
+            same(found[f"b-{i}"]["body"]["data"][0]["embedding"], expected, f"b-{i}")
+        [refused] = [json.loads(line) for line in self.client.files.content(batch.error_file_id).text.splitlines()]
+        assert refused["custom_id"] == f"b-{len(TEXTS)}" and refused["response"]["status_code"] == 413, refused
+        output = self.client.files.retrieve(batch.output_file_id)
+        assert output.purpose == "batch_output" and output.expires_at - output.created_at == 3600, output
+        error = raises(openai.ConflictError, lambda: self.client.batches.cancel(batch.id))
+        assert "completed" in error.message, error.message
+
+    def test_a_bad_input_fails_with_its_lines(self):
+        content = self.lines("x", ["a", "b"]) + b"{}\n"
+        batch = self.run(self.client.files.create(file=("x.jsonl", content), purpose="batch"))
+        [fault] = batch.errors.data
+        assert batch.status == "failed" and (fault.line, fault.code) == (3, "missing_required_parameter"), batch
+
+    def test_batches_are_cancelled_and_listed(self):
+        made = []
+        for i in range(3):
+            file = self.upload(f"c{i}", *[f"{'word ' * 100}{j}" for j in range(400)])
+            batch = self.client.batches.create(
+                input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h"
+            )
+            made.append(batch.id)
+        cancelled = [self.client.batches.cancel(id) for id in made]
+        for batch in cancelled:
+            assert batch.status in ("cancelling", "cancelled"), batch
+            batch = self.wait(batch)
+            assert batch.status == "cancelled" and batch.cancelled_at >= batch.cancelling_at, batch
+        found = [batch.id for batch in self.client.batches.list(limit=2)]
+        assert [id for id in found if id in made] == made[::-1], found
+
+    def test_batches_are_checked_at_the_door(self):
+        file = self.upload("d", "x")
+        create = self.client.batches.create
+        good = {"input_file_id": file.id, "endpoint": "/v1/embeddings", "completion_window": "24h"}
+        raises(openai.NotFoundError, lambda: create(**good | {"input_file_id": "file-none"}))
+        error = raises(openai.UnprocessableEntityError, lambda: create(**good | {"endpoint": "/v1/responses"}))
+        assert error.param == "endpoint", error.body
+        raises(openai.NotFoundError, lambda: self.client.batches.retrieve("batch_none"))
+
+
 class HuggingFace:
     def __init__(self, url):
         self.url = url
@@ -211,6 +314,9 @@ class Plain:
         for path, item in document["paths"].items():
             path = path.replace("{id}", kept["id"])
             content = item.get("post", {}).get("requestBody", {}).get("content", {}).get("application/json", {})
+            if path == "/v1/batches":
+                # Takes a file that is there.
+                content["example"]["input_file_id"] = OpenAi(self.url).upload("one", TEXTS[0]).id
             examples = [example["value"] for example in content.get("examples", {}).values()]
             for example in examples + ([content["example"]] if "example" in content else []):
                 self.ask(path, example)

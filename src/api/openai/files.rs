@@ -1,5 +1,6 @@
 //! `/v1/files`: content comes in and goes out part by part, whatever its length.
 
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
@@ -9,7 +10,7 @@ use axum::extract::{FromRequest, Multipart, Path, RawQuery, Request, State};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use bytes::Bytes;
-use futures::{StreamExt, stream};
+use futures::{Stream, StreamExt, stream};
 use utoipa::ToSchema;
 
 use super::super::ApiState;
@@ -72,13 +73,7 @@ pub async fn create(State(state): State<ApiState>, request: Request) -> Result<a
         let _ = tokio::time::timeout(DISCARD_TIME, async { while let Some(Ok(_)) = body.next().await {} }).await;
         return Err(Error::TooLarge { field: "file".to_string(), got: announced, limit, unit: "bytes" }.into());
     }
-    // The reader of forms takes all that is there at once. One piece at a time is there, whoever sends.
-    let request = request.map(|body| {
-        Body::from_stream(body.into_data_stream().then(|piece| async {
-            tokio::task::yield_now().await;
-            piece
-        }))
-    });
+    let request = request.map(|body| Body::from_stream(one_by_one(body)));
     let form = Multipart::from_request(request, &state).await;
     let mut form = form.map_err(|e| malformed("body", e.body_text()))?;
     match take(&state, &mut form).await {
@@ -96,6 +91,22 @@ pub async fn create(State(state): State<ApiState>, request: Request) -> Result<a
             Err(fault)
         }
     }
+}
+
+/// The pieces of a body, and a break after each: the reader of forms takes all that is there at once, and what is there
+/// must not depend on how fast it comes.
+fn one_by_one(body: Body) -> impl Stream<Item = Result<Bytes, axum::Error>> {
+    let mut pieces = body.into_data_stream();
+    let mut has_given = false;
+    stream::poll_fn(move |context| {
+        if std::mem::take(&mut has_given) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let piece = pieces.poll_next_unpin(context);
+        has_given = matches!(piece, Poll::Ready(Some(_)));
+        piece
+    })
 }
 
 /// An upload that is read to its end.

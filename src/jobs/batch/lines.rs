@@ -20,7 +20,7 @@ const MAX_CHUNK_BYTES: u64 = 1 << 20;
 
 /// A batch of few requests is cut smaller, so that several servers have a share; into chunks of this many at least.
 const MIN_CHUNK_LINES: usize = 8;
-const CHUNKS_OF_A_SMALL_BATCH: usize = 32;
+const CHUNKS_OF_A_SMALL_BATCH: usize = 128;
 
 /// A line of the input.
 #[derive(Debug)]
@@ -127,6 +127,7 @@ pub struct Scanner {
 }
 
 impl Scanner {
+    /// Of an input that is read from its start.
     pub fn new(rules: Rules) -> Self {
         Self {
             rules,
@@ -224,6 +225,7 @@ pub struct Chunk {
 pub const CHUNK_BYTES: usize = 32;
 
 impl Chunk {
+    /// As plans have it: little-endian, field after field.
     pub fn to_bytes(self) -> [u8; CHUNK_BYTES] {
         let mut bytes = [0; CHUNK_BYTES];
         let fields = [self.start, self.end, self.first_line, self.num_requests];

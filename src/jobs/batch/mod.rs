@@ -40,6 +40,7 @@ pub const ENDPOINTS: &[&str] = &["/v1/embeddings"];
 
 /// Shortest and longest window: below a second nothing would be answered, beyond a month it would outlive its files.
 pub const MIN_WINDOW: Duration = Duration::from_secs(1);
+/// See [`MIN_WINDOW`].
 pub const MAX_WINDOW: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What is written while a batch runs may stay so long behind its window before the sweep looks at it.

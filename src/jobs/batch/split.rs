@@ -17,7 +17,7 @@ use crate::{Error, Result};
 
 /// Chunks of one batch that have a task at a time: enough to keep many servers at work, few enough that other batches and
 /// tasks have their turns between them. Each chunk that ends begins the one that stands so far behind it.
-const WINDOW: u32 = 32;
+const WINDOW: u32 = 64;
 
 /// How long a task waits for its batch: it is made just before it.
 const BIRTH: SignedDuration = SignedDuration::from_mins(1);

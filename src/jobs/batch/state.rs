@@ -35,6 +35,7 @@ pub enum Status {
 }
 
 impl Status {
+    /// Every one there is.
     pub const ALL: &'static [Self] = &[
         Self::Validating,
         Self::Failed,
