@@ -41,15 +41,21 @@ pub struct Line {
 
 #[derive(Default)]
 struct State {
-    /// The attempt under way, or the connection.
-    attempt: Option<Attempt>,
+    connection: Slot,
     /// Counts attempts: what fails on an old connection says nothing of a new one.
     number: u64,
-    connected_at: Option<Instant>,
     backoff: Backoff,
     next_attempt: Option<Instant>,
     /// Why it is away, as the log was told; `None` while it is not.
     told: Option<String>,
+}
+
+#[derive(Default)]
+enum Slot {
+    #[default]
+    Empty,
+    Connecting(Attempt),
+    Up(Connection, Instant),
 }
 
 impl Line {
@@ -60,7 +66,7 @@ impl Line {
 
     /// Whether there is a connection that has answered all it was asked.
     pub fn is_up(&self) -> bool {
-        matches!(self.state.lock().attempt.as_ref().map(Shared::peek), Some(Some(Ok(_))))
+        matches!(self.state.lock().connection, Slot::Up(..))
     }
 
     /// Makes a call that must be answered within `limit`. Others may share the connection.
@@ -122,20 +128,22 @@ impl Line {
     async fn connection(self: &Arc<Self>, until: Instant) -> Option<(Connection, u64)> {
         let (attempt, number) = {
             let mut state = self.state.lock();
-            let is_due = state.next_attempt.is_none_or(|at| at <= Instant::now());
-            match &state.attempt {
-                Some(attempt) => (attempt.clone(), state.number),
-                None if is_due => {
+            let attempt = match &state.connection {
+                Slot::Up(connection, _) => return Some((connection.clone(), state.number)),
+                Slot::Connecting(attempt) => attempt.clone(),
+                Slot::Empty if state.next_attempt.is_some_and(|at| at > Instant::now()) => return None,
+                Slot::Empty => {
                     state.number += 1;
                     let attempt = self.clone().attempt(state.number);
-                    (state.attempt.insert(attempt).clone(), state.number)
+                    state.connection = Slot::Connecting(attempt.clone());
+                    attempt
                 }
-                None => return None,
+            };
+            if state.told.is_some() {
+                return None;
             }
+            (attempt, state.number)
         };
-        if self.state.lock().told.is_some() && attempt.peek().is_none() {
-            return None;
-        }
         // An attempt that failed has said so itself.
         let connection = timeout_at(until.into(), attempt).await.ok()?.ok()?;
         Some((connection, number))
@@ -149,7 +157,7 @@ impl Line {
                 Err(_) => Err(format!("no connection within {CONNECT_TIMEOUT:?}")),
             };
             match &connected {
-                Ok(_) => self.connected(number),
+                Ok(connection) => self.connected(number, connection),
                 Err(reason) => self.give_up(number, reason.clone()),
             }
             connected
@@ -157,10 +165,10 @@ impl Line {
         async move { task.await.unwrap_or_else(|e| Err(format!("connecting ended early: {e}"))) }.boxed().shared()
     }
 
-    fn connected(&self, number: u64) {
+    fn connected(&self, number: u64, connection: &Connection) {
         let mut state = self.state.lock();
         if state.number == number {
-            state.connected_at = Some(Instant::now());
+            state.connection = Slot::Up(connection.clone(), Instant::now());
         }
     }
 
@@ -174,10 +182,14 @@ impl Line {
     /// Closes the connection that did not answer, and puts the next attempt off.
     fn give_up(&self, number: u64, reason: String) {
         let mut state = self.state.lock();
-        if state.number != number || state.attempt.take().is_none() {
+        if state.number != number {
             return;
         }
-        let held = state.connected_at.take().map_or(Duration::ZERO, |at| at.elapsed());
+        let held = match std::mem::take(&mut state.connection) {
+            Slot::Empty => return,
+            Slot::Connecting(_) => Duration::ZERO,
+            Slot::Up(_, since) => since.elapsed(),
+        };
         state.next_attempt = Some(Instant::now() + state.backoff.pause(held));
         if state.told.as_ref() != Some(&reason) {
             tracing::warn!(address = %self.connector.address(), reason, "Redis is away: {}", self.purpose);
@@ -196,8 +208,7 @@ impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
         let mut state = self.line.state.lock();
         if state.number == self.number {
-            state.attempt = None;
-            state.connected_at = None;
+            state.connection = Slot::Empty;
         }
     }
 }
