@@ -75,6 +75,7 @@ struct DocumentEntry {
 }
 
 impl Piece {
+    /// Its section.
     pub fn kind(&self) -> PieceKind {
         match self {
             Self::Task(_) => PieceKind::Task,

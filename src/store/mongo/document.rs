@@ -303,7 +303,7 @@ mod tests {
             status: Status::Succeeded,
             model: "m".into(),
             version: "1".into(),
-            fingerprint: None,
+            fingerprint: Some("f".into()),
             task: "embed".into(),
             completed_at: Some(at),
             source: "application".into(),
@@ -375,6 +375,7 @@ mod tests {
             id: InferenceId::new(),
             facts: Facts {
                 user: None,
+                fingerprint: None,
                 completed_at: None,
                 output_norms: None,
                 metadata: BTreeMap::new(),
