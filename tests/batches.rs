@@ -293,12 +293,12 @@ async fn requests_are_kept_once_where_all_are_kept() {
 #[tokio::test]
 async fn only_some_chunks_of_a_batch_stand_in_line_at_once() {
     let server = plain().await;
-    let made = batch_of(&server, &input(4500, |i| format!("w{}", i % 900)), "24h").await;
+    let made = batch_of(&server, &input(9000, |i| format!("w{}", i % 900)), "24h").await;
     let handlers = handlers(&server);
     help::run_task(&server, &handlers, TaskKind::Batch, made["id"].as_str().unwrap()).await;
     let waiting = server.state.tasks.work.num_tasks().await.unwrap();
     let chunks = waiting.iter().find(|(kind, _)| *kind == TaskKind::Chunk).map(|(_, count)| *count);
-    assert_eq!(chunks, Some(32));
+    assert_eq!(chunks, Some(64));
     // And a small one that comes later need not wait for all of the large one.
     *server.controls.per_batch.lock() = Duration::from_millis(2);
     let small = batch_of(&server, &input(3, |i| format!("w{i}")), "24h").await;
@@ -307,8 +307,8 @@ async fn only_some_chunks_of_a_batch_stand_in_line_at_once() {
     let large = server.get(&format!("/v1/batches/{}", made["id"].as_str().unwrap())).await.json();
     assert_eq!(large["status"], "in_progress", "{large}");
     let large = ended(&server, &made).await;
-    assert_eq!(large["request_counts"]["completed"], 4500);
-    help::each_once(&lines_of(&server, &large["output_file_id"]).await, &[], 4500);
+    assert_eq!(large["request_counts"]["completed"], 9000);
+    help::each_once(&lines_of(&server, &large["output_file_id"]).await, &[], 9000);
     runners.stop().await;
 }
 

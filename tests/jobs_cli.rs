@@ -1,10 +1,12 @@
-//! `eremois jobs` against a server, both as processes.
+//! `eremois jobs` against a server, both as processes, and a batch whose only server is killed again and again.
 
 #[allow(dead_code)]
 #[path = "common/process.rs"]
 mod process;
 
+use std::collections::BTreeSet;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use process::{Client, Server};
 use serde_json::{Value, json};
@@ -44,6 +46,10 @@ fn batch(server: &Server, lines: &str) -> String {
     batch["id"].as_str().unwrap().to_string()
 }
 
+fn get(server: &Server, path: &str) -> Option<Value> {
+    server.get(path).filter(|answer| answer.status == 200).map(|answer| serde_json::from_str(&answer.body).unwrap())
+}
+
 fn line(custom_id: usize) -> String {
     let body = json!({"input": process::text(custom_id % 20 + 1)});
     let line = json!({"custom_id": custom_id.to_string(), "method": "POST", "url": "/v1/embeddings", "body": body});
@@ -78,6 +84,43 @@ fn batches_are_listed_and_watched_until_they_end() {
     assert_eq!(unknown.status.code(), Some(1));
     assert!(text(&unknown.stderr).contains("no batch has the id"), "{}", text(&unknown.stderr));
     assert_eq!(jobs(&server, &["watch", "a/../b"]).status.code(), Some(1));
+}
+
+/// What is in the files is read at the end, from a server that has seen nothing of how it came there.
+#[test]
+fn a_batch_outlives_kills_of_its_only_server() {
+    const COUNT: usize = 800;
+    let data = tempfile::tempdir().unwrap();
+    let settings = format!("[database]\npath = {:?}\n[jobs]\nlease = \"1s\"\n", data.path());
+    let mut server = Server::ready(&settings);
+    let id = batch(&server, &(0..COUNT).map(line).collect::<String>());
+    let path = format!("/v1/batches/{id}");
+    let end = Instant::now() + 3 * process::LONG;
+    let mut num_kills = 0;
+    let done = loop {
+        assert!(Instant::now() < end);
+        let Some(batch) = get(&server, &path) else { continue };
+        if !["validating", "in_progress", "finalizing"].contains(&batch["status"].as_str().unwrap()) {
+            break batch;
+        }
+        // At first while the input is read, then further and further into it.
+        let completed = batch["request_counts"]["completed"].as_u64().unwrap();
+        if num_kills < 4 && completed >= num_kills * COUNT as u64 / 5 {
+            server.signal("KILL");
+            server.wait();
+            server = Server::ready(&settings);
+            num_kills += 1;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!((&done["status"], num_kills), (&json!("completed"), 4), "{done}");
+    assert_eq!(done["request_counts"], json!({"total": COUNT, "completed": COUNT, "failed": 0}));
+    drop(server);
+    let server = Server::ready(&settings);
+    let output = server.get(&format!("/v1/files/{}/content", done["output_file_id"].as_str().unwrap())).unwrap();
+    let lines: Vec<Value> = output.body.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let ids: BTreeSet<usize> = lines.iter().map(|line| line["custom_id"].as_str().unwrap().parse().unwrap()).collect();
+    assert_eq!((lines.len(), ids), (COUNT, (0..COUNT).collect()));
 }
 
 #[test]
