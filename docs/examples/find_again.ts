@@ -107,8 +107,9 @@ async function main(): Promise<void> {
   check(judged.feedback?.[0]?.label === "relevant", "the feedback is not there");
 
   // 5. A refusal names the field and the limit.
-  const refusal = await call("POST", "/api/v1/inferences", { input: "x", parameters: { dimensions: 100000 } }).catch((e) => e);
-  check(refusal instanceof Refused && refusal.field === "dimensions", "it was not refused");
+  const tooMany = { input: "x", parameters: { dimensions: 100000 } };
+  const refusal: unknown = await call("POST", "/api/v1/inferences", tooMany).catch((error: unknown) => error);
+  if (!(refusal instanceof Refused) || refusal.field !== "dimensions") throw new Error("it was not refused");
   console.log("refused:", refusal.message);
 
   // 6. Forgotten: from the store, the journal and the cache.
