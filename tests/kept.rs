@@ -145,6 +145,8 @@ fn kill_under_load(settings: &str) {
     for round in 0..num_kills() {
         let mut server = Server::ready(settings);
         let load = Load::start(&server, &round.to_string());
+        // A store over a network takes its time for the first.
+        wait_for("answers", || (load.acknowledged.lock().len() > 4).then_some(()));
         // Another moment each time; what varies more is the machine.
         std::thread::sleep(Duration::from_millis(150 + (round as u64 * 173) % 500));
         server.signal("KILL");
