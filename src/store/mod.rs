@@ -1,7 +1,7 @@
 //! What outlives a request: records of inferences, the result cache, and what keeps both safe.
 //!
 //! The traits here are the whole contract with a database. [`Records`] has three implementations (embedded, MongoDB and,
-//! for tests, memory), [`cache::Cache`] one with two levels ([in this process](local) and [Redis](redis)); one suite of tests in `tests/store.rs` holds
+//! for tests, memory), and so has [`work::Work`], which the same stores implement; [`cache::Cache`] one with two levels ([in this process](local) and [Redis](redis)); one suite of tests in `tests/store.rs` holds
 //! each to the same words. No other room names a database's client.
 //!
 //! ```text
