@@ -414,7 +414,7 @@ async fn an_input_that_is_damaged_fails_its_batch() {
     work.put_part(&name, 0, &bytes).await.unwrap();
     let runners = Runners::start(&server, 1);
     let batch = ended(&server, &made).await;
-    assert_eq!(batch["errors"]["data"][0]["code"], "input_unreadable", "{batch}");
+    assert_eq!(batch["errors"]["data"][0]["code"], "unreadable", "{batch}");
     runners.stop().await;
 }
 

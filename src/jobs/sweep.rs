@@ -9,9 +9,9 @@ use jiff::Timestamp;
 use super::batch::Batches;
 use super::files::Files;
 use super::{JobSettings, Tasks, parts};
-use crate::Result;
 use crate::store::record;
 use crate::store::work::{Document, DocumentKind};
+use crate::{Error, Result};
 
 /// Between two sweeps.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -54,16 +54,23 @@ impl Sweep {
         }
     }
 
-    /// Sees to some documents whose time is over at `now`, the earliest first. Returns how many.
+    /// Sees to some documents whose time is over at `now`, the earliest first. Returns how many were seen to.
     ///
-    /// Errors: the store's; what is left is found by the next sweep.
+    /// Errors: `StoreUnavailable`; what is left is found by the next sweep. A document that cannot be seen to for another
+    /// reason is told in the log, and does not stand in the way of those behind it.
     pub async fn once(&self, now: Timestamp) -> Result<usize> {
         let expired = self.tasks.work.expired(now, AT_A_TIME).await?;
-        let count = expired.len();
+        let mut count = 0;
         for document in expired {
-            let kind = document.kind.as_str();
-            self.settle(document).await?;
-            counter!("eremois_jobs_swept_total", "kind" => kind).increment(1);
+            let (kind, id) = (document.kind.as_str(), document.id.clone());
+            match self.settle(document).await {
+                Ok(()) => {
+                    count += 1;
+                    counter!("eremois_jobs_swept_total", "kind" => kind).increment(1);
+                }
+                Err(error @ Error::StoreUnavailable { .. }) => return Err(error),
+                Err(error) => tracing::error!(kind, id, %error, "a document whose time is over stays"),
+            }
         }
         Ok(count)
     }

@@ -18,7 +18,14 @@ impl Batches {
         if batch.status.is_final() || !batch.is_done() {
             return Ok(());
         }
-        let chunks = self.all_results(id, batch.num_chunks()).await?;
+        let chunks = match self.all_results(id, batch.num_chunks()).await {
+            Ok(chunks) => chunks,
+            Err(Error::Internal { cause }) => {
+                self.fail_unreadable(id, &cause).await?;
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         let output = chunks.iter().filter_map(|chunk| chunk.output.clone()).collect();
         let errors = chunks.iter().filter_map(|chunk| chunk.errors.clone()).collect();
         let output = self.file(id, &batch, "output", output).await?;

@@ -161,7 +161,7 @@ impl Batches {
             done_at: None,
         };
         // The task first: it waits for the batch a while, whereas a batch without its task would wait for ever.
-        self.tasks.push(&[split_task(&id, record::now())]).await?;
+        self.tasks.push(&[split_task(&id)]).await?;
         let document = Document {
             kind: DocumentKind::Batch,
             id: id.clone(),
@@ -170,7 +170,10 @@ impl Batches {
             revision: 0,
             body: json!(batch),
         };
-        if self.tasks.work.create(&document).await? {
+        let is_new = self.tasks.work.create(&document).await?;
+        // Once more, for one that was there already and has waited long enough just now.
+        self.tasks.push(&[split_task(&id)]).await?;
+        if is_new {
             return Ok(Created { named: Named { id, batch }, is_replay: false });
         }
         let named = self.get(&id).await?.ok_or_else(|| not_found(&id))?;
@@ -247,7 +250,7 @@ impl Batches {
     pub(super) async fn settle(&self, id: &str) -> Result<()> {
         match self.read(id).await? {
             Some((_, batch)) if !batch.status.is_final() => {
-                self.tasks.push(&[split_task(id, record::now())]).await?;
+                self.tasks.push(&[split_task(id)]).await?;
                 // Changes nothing but the time of the next look.
                 self.change(id, |batch| Ok(!batch.status.is_final())).await?;
                 Ok(())
@@ -312,8 +315,9 @@ fn batch_of(document: &Document) -> Option<Batch> {
 }
 
 /// The task that drives a batch: reads its input, or sees to what is left to do.
-fn split_task(id: &str, due_at: Timestamp) -> Task {
-    Task { id: id.to_string(), kind: TaskKind::Batch, payload: json!({}), due_at, attempts: 0 }
+fn split_task(id: &str) -> Task {
+    let due_at = record::now();
+    Task { id: id.to_string(), kind: TaskKind::Batch, payload: json!({ "pushed_at": due_at }), due_at, attempts: 0 }
 }
 
 fn chunk_task(batch_id: &str, index: u32) -> Task {

@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 
 use super::lines::{self, Chunk, Rules, Scanner, Span};
 use super::state::{Batch, InputFault, Plan, Status};
 use super::{Batches, chunk_task};
-use crate::jobs::ids;
 use crate::jobs::parts::{Owner, PartWriter};
 use crate::jobs::runner::{Handler, Outcome};
 use crate::store::record;
@@ -33,8 +32,8 @@ impl Handler for Split {
     async fn run(&self, task: &Task) -> Result<Outcome> {
         let id = &task.id;
         let Some((_, batch)) = self.batches.read(id).await? else {
-            let age = ids::created_at(ids::BATCH, id).map(|at| record::now().duration_since(at));
-            let may_come = age.is_some_and(|age| age < BIRTH);
+            let pushed_at: Option<Timestamp> = serde_json::from_value(task.payload["pushed_at"].clone()).ok();
+            let may_come = pushed_at.is_some_and(|at| record::now().duration_since(at) < BIRTH);
             return Ok(if may_come { Outcome::Again(BIRTH_PAUSE) } else { Outcome::Done });
         };
         let batch = match batch.status {
@@ -178,14 +177,14 @@ impl Batches {
         self.change(id, change).await
     }
 
-    /// Ends a batch whose input or plan is gone or damaged, which no repetition would mend.
+    /// Ends a batch of which something is gone or damaged in the store, which no repetition would mend.
     pub(super) async fn fail_unreadable(&self, id: &str, cause: &str) -> Result<Option<Batch>> {
-        tracing::error!(batch = id, cause, "a batch fails: its input cannot be read");
+        tracing::error!(batch = id, cause, "a batch fails: what it needs cannot be read");
         let fault = InputFault {
-            code: "input_unreadable".to_string(),
+            code: "unreadable".to_string(),
             line: None,
-            message: "the input file can no longer be read".to_string(),
-            param: Some("input_file_id".to_string()),
+            message: "the batch's input or results can no longer be read".to_string(),
+            param: None,
         };
         self.fail(id, vec![fault]).await
     }
