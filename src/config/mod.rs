@@ -10,6 +10,7 @@ pub mod keys;
 pub mod read;
 pub mod reload;
 pub mod show;
+mod table;
 pub mod values;
 pub mod words;
 
