@@ -168,6 +168,11 @@ fn kill_under_load(settings: &str) {
         let keys: BTreeSet<&String> = all.iter().map(|(key, _)| key).collect();
         assert_eq!(keys.len(), all.len());
     }
+    println!(
+        "{} kills, {} requests acknowledged by {NUM_CLIENTS} clients: all found, none twice",
+        num_kills(),
+        all.len()
+    );
     assert!(all.len() > num_kills(), "too little was done to show anything: {}", all.len());
 }
 
@@ -221,6 +226,7 @@ fn results_go_to_the_journal_while_mongodb_is_away() {
     let (acknowledged, unanswered, _) = load.end();
     assert!(unanswered.is_empty(), "{unanswered:?}");
     assert_found(&server, &acknowledged);
+    println!("MongoDB away for {:?}: {} requests acknowledged, all found", outage(), acknowledged.len());
     assert_eq!(acknowledged.iter().map(|(_, id)| id).collect::<BTreeSet<_>>().len(), acknowledged.len());
 }
 
@@ -248,4 +254,5 @@ fn redis_away_costs_nobody_an_answer() {
     let (acknowledged, unanswered, num_refused) = load.end();
     assert!(unanswered.is_empty() && num_refused == 0, "{num_refused} refused, without an answer: {unanswered:?}");
     assert_found(&server, &acknowledged);
+    println!("Redis away for {:?}: {} requests acknowledged, none refused, all found", outage(), acknowledged.len());
 }
