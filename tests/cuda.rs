@@ -372,7 +372,8 @@ fn model_with_a_broken_word(word: &str) -> tempfile::TempDir {
     let words = content.tensor_data_offset + content.tensor_infos["token_embd.weight"].offset;
     let scale = (words + id * row_bytes) as usize;
     bytes[scale..scale + 2].copy_from_slice(&half::f16::NAN.to_le_bytes());
-    let (manifest, sum) = (dir.path().join("all-MiniLM-L6-v2/manifest.toml"), format!("{:x}", Sha256::digest(&bytes)));
+    let sum: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let manifest = dir.path().join("all-MiniLM-L6-v2/manifest.toml");
     let text = std::fs::read_to_string(&manifest).unwrap();
     std::fs::write(manifest, text.replace("68d3fc05a7b9e1c60a9ff07e4a8c113f7ea71733a22ad1593289adc0fae00fc1", &sum))
         .unwrap();
