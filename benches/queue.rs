@@ -229,7 +229,7 @@ fn push(gate: &Arc<Gate>, room: &Arc<Room>, num_inputs: usize) -> (Push, Handler
     let (client, answer) = Client::new(num_inputs, now, now + Duration::from_secs(30), Priority::Interactive, accepted);
     let ticket = |input_idx| Ticket {
         encoding: Encoding { input_ids: vec![1; SEQ_LEN], ..Encoding::default() },
-        row: RowSpec { normalize: true, dimensions: 1 },
+        row: RowSpec { normalize: true, dimensions: 1 }.into(),
         input_idx,
         pushed: now,
         was_handed_over: false,

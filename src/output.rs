@@ -62,6 +62,9 @@ pub struct Phases {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Token {
     pub id: u32,
+    /// The vocabulary's form of it: "##ing".
+    pub piece: String,
+    /// As the text has it.
     pub text: String,
     pub special: bool,
     /// Offsets in Unicode scalar values, `None` for tokens the tokenizer added.

@@ -10,6 +10,8 @@ pub type ModelName = Arc<str>;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
     Text(String),
+    /// Two texts that are read together, for models that were trained on pairs.
+    Pair(String, String),
     /// Ids of the model's own vocabulary, special tokens included or not: taken as they are.
     TokenIds(Vec<u32>),
 }
@@ -31,12 +33,50 @@ pub enum TruncationDirection {
     Right,
 }
 
-/// How embeddings are made. `None` means what the model's manifest says.
+/// What is computed of each input.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub enum Task {
+    /// One vector.
+    #[default]
+    Embed,
+    /// One vector a token.
+    EmbedAll,
+    /// Weights of the vocabulary's tokens: those above zero.
+    Sparse,
+    /// One score a label of the model; of a model with a single label, how well a pair fits.
+    Classify,
+    /// One score a label, for each token.
+    TokenClassify,
+    /// The likeliest tokens for each mask of a text.
+    FillMask {
+        /// How many of them, at least 1.
+        top_k: u32,
+        /// The only ones that are considered, where there are any.
+        targets: Option<Arc<[u32]>>,
+    },
+}
+
+impl Task {
+    /// The word of the API, of manifests and of records.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Embed => "embed",
+            Self::EmbedAll => "embed_all",
+            Self::Sparse => "sparse",
+            Self::Classify => "classify",
+            Self::TokenClassify => "token_classify",
+            Self::FillMask { .. } => "fill_mask",
+        }
+    }
+}
+
+/// How results are made. `None` means what the model's manifest says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EmbedParams {
-    /// Scale each vector to length 1.
+    pub task: Task,
+    /// Of embeddings: scale each vector to length 1.
     pub normalize: Option<bool>,
-    /// Matryoshka cut: keep the first `dimensions` values, then normalise. 1..=hidden_size.
+    /// Of embeddings, Matryoshka cut: keep the first `dimensions` values, then normalise. 1..=hidden_size.
     pub dimensions: Option<usize>,
     pub truncation: Truncation,
     /// A name from the manifest's `prompts`, put before every text.

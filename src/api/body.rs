@@ -36,6 +36,29 @@ pub struct Call<T> {
     pub record_id: Option<InferenceId>,
 }
 
+impl<T> Call<T> {
+    /// The body, and the call without it.
+    pub fn split(self) -> (T, Call<()>) {
+        let Self { body, deadline, timeout, cache_use, priority, record_id } = self;
+        (body, Call { body: (), deadline, timeout, cache_use, priority, record_id })
+    }
+
+    /// The same call with another body.
+    pub fn with<U>(self, body: U) -> Call<U> {
+        let Self { body: _, deadline, timeout, cache_use, priority, record_id } = self;
+        Call { body, deadline, timeout, cache_use, priority, record_id }
+    }
+}
+
+/// A body that was read as plain JSON first. Errors: `Malformed` with the path to the value at fault.
+pub fn of_value<T: DeserializeOwned>(value: serde_json::Value) -> Result<T> {
+    serde_path_to_error::deserialize(value).map_err(|tracked| {
+        let is_known = tracked.path().iter().next().is_some();
+        let field = if is_known { tracked.path().to_string() } else { "body".to_string() };
+        malformed(&field, tracked.inner().to_string())
+    })
+}
+
 /// Waits for `work` to the deadline. For what the engine does not time itself.
 ///
 /// Errors: `Deadline`, and those of `work`.

@@ -12,7 +12,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::app::wire::Problem;
 use super::status::{Envelope, Fault, Kind};
-use super::{ApiState, app, health, openai, tei};
+use super::{ApiState, app, health, openai, rank, tei};
 
 /// The name that examples are written with; the document served has the default model's instead.
 const EXAMPLE_MODEL: &str = "all-MiniLM-L6-v2";
@@ -57,6 +57,12 @@ pub fn routes() -> Router<ApiState> {
         tei::invocations,
         tei::embed,
         tei::similarity,
+        tei::heads::embed_all,
+        tei::heads::embed_sparse,
+        tei::heads::predict,
+        tei::heads::rerank,
+        rank::jina,
+        rank::cohere,
         tei::tokens::tokenize,
         tei::tokens::decode,
         tei::info,

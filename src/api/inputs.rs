@@ -17,13 +17,26 @@ use crate::{Error, Result};
 /// "a"              one text            [7, 8]           one list of token ids
 /// ["a", "b"]       two texts           [[7, 8], [9]]    two lists of token ids
 /// ["a", [7, 8]]    one of each, as TEI takes it
+/// [["a", "b"]]     a pair of texts, for tasks that take one
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inputs(pub Vec<Input>);
 
 impl Inputs {
-    /// Errors: `Empty` without an input, `TooLarge` with more than `limit`.
+    /// Errors: `Empty` without an input, `TooLarge` with more than `limit`, `Malformed` for a pair of texts.
     pub fn checked(self, field: &str, limit: usize) -> Result<Vec<Input>> {
+        check_count(field, self.0.len(), limit)?;
+        match self.0.iter().position(|input| matches!(input, Input::Pair(..))) {
+            None => Ok(self.0),
+            Some(i) => {
+                let reason = "expected a text or token ids, got a pair of texts".to_string();
+                Err(Error::Malformed { field: format!("{field}[{i}]"), reason })
+            }
+        }
+    }
+
+    /// As [`Self::checked`], for tasks that read two texts together.
+    pub fn with_pairs(self, field: &str, limit: usize) -> Result<Vec<Input>> {
         check_count(field, self.0.len(), limit)?;
         Ok(self.0)
     }
@@ -32,7 +45,7 @@ impl Inputs {
     pub fn texts(self, field: &str, limit: usize) -> Result<Vec<String>> {
         let take = |(i, input)| match input {
             Input::Text(text) => Ok(text),
-            Input::TokenIds(_) => {
+            Input::TokenIds(_) | Input::Pair(..) => {
                 let reason = "expected a text, got token ids".to_string();
                 Err(Error::Malformed { field: format!("{field}[{i}]"), reason })
             }
@@ -44,7 +57,7 @@ impl Inputs {
     pub fn token_ids(self, field: &str, limit: usize) -> Result<Vec<Vec<u32>>> {
         let take = |(i, input)| match input {
             Input::TokenIds(ids) => Ok(ids),
-            Input::Text(_) => {
+            Input::Text(_) | Input::Pair(..) => {
                 let reason = "expected token ids, got a text".to_string();
                 Err(Error::Malformed { field: format!("{field}[{i}]"), reason })
             }
@@ -67,6 +80,23 @@ enum Element {
     Text(String),
     Id(u32),
     Ids(Vec<u32>),
+    Pair(String, String),
+}
+
+/// An element of an inner list.
+enum Part {
+    Id(u32),
+    Text(String),
+}
+
+impl<'de> Deserialize<'de> for Part {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Element::deserialize(deserializer)? {
+            Element::Id(id) => Ok(Self::Id(id)),
+            Element::Text(text) => Ok(Self::Text(text)),
+            Element::Ids(_) | Element::Pair(..) => Err(D::Error::custom("a list in a list in a list")),
+        }
+    }
 }
 
 impl<'de> Deserialize<'de> for Element {
@@ -102,7 +132,19 @@ impl<'de> Visitor<'de> for ElementVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Element, A::Error> {
-        let mut ids = Vec::new();
+        let mut ids = match seq.next_element::<Part>()? {
+            None => Vec::new(),
+            Some(Part::Id(first)) => vec![first],
+            Some(Part::Text(first)) => {
+                let Some(second) = seq.next_element::<String>()? else {
+                    return Err(A::Error::custom("a list of one text among inputs; a pair has two"));
+                };
+                return match seq.next_element::<serde::de::IgnoredAny>()? {
+                    None => Ok(Element::Pair(first, second)),
+                    Some(_) => Err(A::Error::custom("a list of more than two texts among inputs; a pair has two")),
+                };
+            }
+        };
         while let Some(id) = seq.next_element::<u32>()? {
             ids.push(id);
         }
@@ -147,11 +189,13 @@ impl<'de> Visitor<'de> for InputsVisitor {
             }
             Some(Element::Text(text)) => vec![Input::Text(text)],
             Some(Element::Ids(ids)) => vec![Input::TokenIds(ids)],
+            Some(Element::Pair(first, second)) => vec![Input::Pair(first, second)],
         };
         while let Some(element) = seq.next_element::<Element>()? {
             inputs.push(match element {
                 Element::Text(text) => Input::Text(text),
                 Element::Ids(ids) => Input::TokenIds(ids),
+                Element::Pair(first, second) => Input::Pair(first, second),
                 Element::Id(_) => return Err(A::Error::custom("a token id among texts or lists")),
             });
         }
@@ -197,14 +241,29 @@ mod tests {
         assert_eq!(parse("[7,8]"), Ok(vec![Input::TokenIds(vec![7, 8])]));
         assert_eq!(parse("[[7,8],[9]]"), Ok(vec![Input::TokenIds(vec![7, 8]), Input::TokenIds(vec![9])]));
         assert_eq!(parse(r#"["a",[7]]"#), Ok(vec![text("a"), Input::TokenIds(vec![7])]));
+        assert_eq!(parse(r#"[["a","b"]]"#), Ok(vec![Input::Pair("a".into(), "b".into())]));
         assert_eq!(parse("[]"), Ok(vec![]));
         assert_eq!(parse(r#""é\u0000""#), Ok(vec![text("é\0")]));
     }
 
     #[test]
     fn what_is_neither_is_refused() {
-        let bad =
-            ["7", "null", "true", "{}", "[1,\"a\"]", "[\"a\",1]", "[-1]", "[1.5]", "[4294967296]", "[[[1]]]", "[null]"];
+        let bad = [
+            "7",
+            "null",
+            "true",
+            "{}",
+            "[1,\"a\"]",
+            "[\"a\",1]",
+            "[-1]",
+            "[1.5]",
+            "[4294967296]",
+            "[[[1]]]",
+            "[null]",
+            r#"[["a"]]"#,
+            r#"[["a","b","c"]]"#,
+            r#"[["a",1]]"#,
+        ];
         for json in bad {
             assert!(parse(json).is_err(), "{json}");
         }

@@ -17,6 +17,7 @@ mod inputs;
 mod observe;
 mod openai;
 mod phases;
+mod rank;
 mod tei;
 
 use std::sync::Arc;
@@ -131,6 +132,7 @@ pub fn router(state: ApiState) -> Router {
         .merge(app::routes())
         .merge(openai::routes())
         .merge(tei::routes())
+        .merge(rank::routes())
         .merge(health::routes())
         .merge(docs::routes())
         .fallback(no_route)

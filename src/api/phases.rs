@@ -24,7 +24,7 @@ pub struct Served {
 impl Served {
     /// What there is to tell of these results.
     pub fn of(computed: &Computed) -> Self {
-        let Computed { info, rows, usage, phases, num_cached } = computed;
+        let Computed { info, task: _, rows, usage, phases, num_cached } = computed;
         let compute_type = if info.device.starts_with("cuda") { "gpu" } else { "cpu" };
         let cache = num_cached.map(|num_cached| match num_cached {
             0 => "miss",

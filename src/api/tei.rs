@@ -1,26 +1,25 @@
 //! The routes of text-embeddings-inference. The judge is `huggingface_hub.InferenceClient`.
 
+pub mod heads;
+mod pipeline;
 pub mod tokens;
-
-use std::fmt;
 
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::{get, post};
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::ToSchema;
 
 use super::body::Call;
 use super::docs::Refusals;
-use super::inputs::{Inputs, InputsVisitor, check_count};
+use super::inputs::{Inputs, check_count};
 use super::phases::{Served, attach};
 use super::status::{Fault, Kind};
 use super::{ApiState, body, write};
-use crate::request::{EmbedParams, Input, Request as Embed, Truncation, TruncationDirection};
+use crate::model::ModelInfo;
+use crate::request::{EmbedParams, Input, Request as Embed, Task, Truncation, TruncationDirection};
 use crate::{Error, Result};
 
 /// The routes of text-embeddings-inference's protocol.
@@ -29,6 +28,10 @@ pub fn routes() -> Router<ApiState> {
         .route("/", post(main_task))
         .route("/invocations", post(main_task))
         .route("/embed", post(embed))
+        .route("/embed_all", post(heads::embed_all))
+        .route("/embed_sparse", post(heads::embed_sparse))
+        .route("/predict", post(heads::predict))
+        .route("/rerank", post(heads::rerank))
         .route("/similarity", post(similarity))
         .route("/tokenize", post(tokens::tokenize))
         .route("/decode", post(tokens::decode))
@@ -105,6 +108,7 @@ pub async fn embed(State(state): State<ApiState>, request: Request) -> Result<Re
 async fn embed_call(state: &ApiState, call: Call<EmbedBody>) -> Result<Response, Fault> {
     let Call { body, deadline, cache_use, priority, .. } = call;
     let params = EmbedParams {
+        task: Task::Embed,
         normalize: Some(body.normalize.unwrap_or(true)),
         dimensions: body.dimensions,
         truncation: truncation(body.truncate, body.truncation_direction),
@@ -167,6 +171,7 @@ async fn similarity_call(state: &ApiState, call: Call<SimilarityBody>) -> Result
     let limit = state.settings.max_client_batch_size.saturating_sub(1).max(1);
     check_count("inputs.sentences", inputs.sentences.len(), limit)?;
     let params = EmbedParams {
+        task: Task::Embed,
         normalize: Some(true),
         dimensions: None,
         truncation: truncation(parameters.truncate, parameters.truncation_direction),
@@ -210,50 +215,20 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(x, y)| x * y).sum()
 }
 
-/// What `POST /` takes: inputs to embed, or what `/similarity` takes.
+/// What `POST /` takes, in the words of this protocol or with `parameters` as the Hugging Face inference API has it.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct MainTaskBody {
-    inputs: MainTaskInputs,
-    normalize: Option<bool>,
-    truncate: Option<bool>,
-    truncation_direction: Option<Direction>,
-    prompt_name: Option<String>,
-    dimensions: Option<usize>,
-    /// Of a similarity only.
-    parameters: Option<SimilarityParameters>,
-}
-
-#[derive(Debug, ToSchema)]
-#[serde(untagged)]
-enum MainTaskInputs {
-    Embed(Inputs),
-    Similarity(SimilarityInputs),
-}
-
-impl<'de> Deserialize<'de> for MainTaskInputs {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-        impl<'de> Visitor<'de> for Either {
-            type Value = MainTaskInputs;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("a text, a list of token ids, a list of either, or source_sentence with sentences")
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<MainTaskInputs, E> {
-                InputsVisitor.visit_str(text).map(MainTaskInputs::Embed)
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<MainTaskInputs, A::Error> {
-                InputsVisitor.visit_seq(seq).map(MainTaskInputs::Embed)
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<MainTaskInputs, A::Error> {
-                SimilarityInputs::deserialize(MapAccessDeserializer::new(map)).map(MainTaskInputs::Similarity)
-            }
-        }
-        deserializer.deserialize_any(Either)
-    }
+    /// A text or several; `source_sentence` with `sentences` for a similarity.
+    #[serde(default)]
+    inputs: serde_json::Value,
+    /// What the pipeline of the model's task takes.
+    #[serde(default)]
+    #[schema(value_type = Option<serde_json::Value>)]
+    parameters: Option<serde_json::Map<String, serde_json::Value>>,
+    /// Everything else: the fields of the route of the model's task.
+    #[serde(flatten)]
+    #[schema(ignore)]
+    rest: serde_json::Map<String, serde_json::Value>,
 }
 
 /// The model's main task: an embedding, or a similarity where `inputs` has a `source_sentence`.
@@ -268,17 +243,40 @@ impl<'de> Deserialize<'de> for MainTaskInputs {
     responses((status = 200, description = "As `/embed` or `/similarity` answer", body = serde_json::Value), Refusals),
 )]
 pub async fn main_task(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
-    let Call { body, deadline, timeout, cache_use, priority, record_id } =
-        body::read::<MainTaskBody>(&state, request).await?;
-    let MainTaskBody { inputs, normalize, truncate, truncation_direction, prompt_name, dimensions, parameters } = body;
-    match inputs {
-        MainTaskInputs::Embed(inputs) => {
-            let body = EmbedBody { inputs, normalize, truncate, truncation_direction, prompt_name, dimensions };
-            embed_call(&state, Call { body, deadline, timeout, cache_use, priority, record_id }).await
+    let call = body::read::<MainTaskBody>(&state, request).await?;
+    let info = state.engine.model(None)?;
+    main_task_call(&state, &info, call).await
+}
+
+async fn main_task_call(state: &ApiState, info: &ModelInfo, call: Call<MainTaskBody>) -> Result<Response, Fault> {
+    let (MainTaskBody { inputs, parameters, mut rest }, call) = call.split();
+    let is_pipeline = parameters.is_some();
+    match info.main_task() {
+        // A token's vectors, and what else an encoder gives, have routes of their own.
+        Task::Embed | Task::EmbedAll if inputs.is_object() => {
+            let body = json!({"inputs": inputs, "parameters": parameters});
+            similarity_call(state, call.with(body::of_value(body)?)).await
         }
-        MainTaskInputs::Similarity(inputs) => {
-            let body = SimilarityBody { inputs, parameters };
-            similarity_call(&state, Call { body, deadline, timeout, cache_use, priority, record_id }).await
+        Task::Embed | Task::EmbedAll => {
+            rest.extend(parameters.unwrap_or_default());
+            rest.insert("inputs".to_string(), inputs);
+            embed_call(state, call.with(body::of_value(rest.into())?)).await
+        }
+        Task::Classify if rest.contains_key("query") => {
+            heads::rerank_call(state, call.with(body::of_value(rest.into())?)).await
+        }
+        Task::Classify if !is_pipeline => {
+            rest.insert("inputs".to_string(), inputs);
+            heads::predict_call(state, call.with(body::of_value(rest.into())?)).await
+        }
+        Task::Sparse => {
+            rest.extend(parameters.unwrap_or_default());
+            rest.insert("inputs".to_string(), inputs);
+            heads::embed_sparse_call(state, call.with(body::of_value(rest.into())?)).await
+        }
+        _ => {
+            let parameters = parameters.map_or(serde_json::Value::Null, serde_json::Value::Object);
+            pipeline::answered(state, info, call.with(pipeline::Asked { inputs, parameters })).await
         }
     }
 }
@@ -325,7 +323,7 @@ pub async fn info(State(state): State<ApiState>) -> Result<axum::Json<Info>, Fau
         model_id: model.name.to_string(),
         model_sha: None,
         model_dtype: dtype_word(&model.dtype).to_string(),
-        model_type: json!({"embedding": {"pooling": model.pooling}}),
+        model_type: model_type(&model),
         max_concurrent_requests: limits.max_queue_size,
         max_input_length: model.max_seq_len,
         max_batch_tokens: limits.max_batch_tokens,
@@ -337,6 +335,24 @@ pub async fn info(State(state): State<ApiState>) -> Result<axum::Json<Info>, Fau
         sha: state.build.commit.clone(),
         docker_label: None,
     }))
+}
+
+/// TEI's word for what the model does; for the tasks that it has none for, the task's own.
+fn model_type(model: &ModelInfo) -> serde_json::Value {
+    let ids = |by_label: bool| -> serde_json::Map<String, serde_json::Value> {
+        let pair = |(i, label): (usize, &String)| match by_label {
+            true => (label.clone(), json!(i)),
+            false => (i.to_string(), json!(label)),
+        };
+        model.labels.iter().enumerate().map(pair).collect()
+    };
+    match model.task.as_str() {
+        "embed" => json!({"embedding": {"pooling": model.pooling}}),
+        "sparse" => json!({"embedding": {"pooling": "splade"}}),
+        "rerank" => json!({"reranker": {"id2label": ids(false), "label2id": ids(true)}}),
+        "classify" => json!({"classifier": {"id2label": ids(false), "label2id": ids(true)}}),
+        other => json!({other: {"id2label": ids(false), "label2id": ids(true)}}),
+    }
 }
 
 /// TEI writes torch's names.

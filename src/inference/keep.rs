@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 
 use super::stored_form::{input_value, parameters_of, stored_input};
-use super::{CacheUse, Computed, Inferences};
+use super::{CacheUse, Computed, Inferences, outcome};
 use crate::model::ModelInfo;
 use crate::output::Row;
 use crate::request::Request;
@@ -279,7 +279,7 @@ fn facts(submission: &Submission, info: Option<&ModelInfo>, status: Status, kept
         model: info.map_or_else(asked, |info| info.name.to_string()),
         version: info.map(|info| info.version.clone()).unwrap_or_default(),
         fingerprint: None,
-        task: "embed".to_string(),
+        task: submission.request.params.task.as_str().to_string(),
         completed_at: None,
         source: submission.source.to_string(),
         user: submission.user.clone(),
@@ -332,9 +332,14 @@ pub fn completed(mut record: Record, computed: &Computed) -> Record {
         inference_us: us(phases.inference),
         total_us: us(phases.total),
     };
-    facts.output_norms = Norms::of(&computed.rows);
-    let rows = computed.rows.iter().map(|row: &Row| row.to_vec()).collect();
-    record.output = Some(StoredOutput::Embeddings(Arc::new(rows)));
+    record.output = Some(match outcome::value(computed) {
+        Some(value) => StoredOutput::Json(value),
+        None => {
+            // Lengths tell of drift where results are vectors.
+            facts.output_norms = Norms::of(&computed.rows);
+            StoredOutput::Embeddings(Arc::new(computed.rows.iter().map(|row: &Row| row.to_vec()).collect()))
+        }
+    });
     record
 }
 

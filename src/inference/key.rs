@@ -3,31 +3,57 @@
 use std::collections::HashMap;
 
 use crate::model::ModelInfo;
-use crate::request::{EmbedParams, Input, Truncation, TruncationDirection};
+use crate::request::{EmbedParams, Input, Task, Truncation, TruncationDirection};
 use crate::store::cache::{CacheKey, KeyState};
 
 /// Before everything that is hashed. The number is raised when the form of what follows changes.
-const DOMAIN: &[u8] = b"eremois result 1";
+const DOMAIN: &[u8] = b"eremois result 2";
 
 const TAG_TEXT: u8 = 0;
 const TAG_TOKEN_IDS: u8 = 1;
+const TAG_PAIR: u8 = 2;
 
 /// All of a request but its inputs, with nothing left to default, hashed once for all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Form {
     digest: [u8; 32],
     /// Values of a row.
-    pub dimensions: usize,
+    pub row_len: RowLen,
+}
+
+/// How many values the rows of a request can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowLen {
+    Exactly(usize),
+    /// So many for each token, or each pair of values; at least once.
+    MultipleOf(usize),
+}
+
+impl RowLen {
+    /// Whether a row of so many values can be one of the request's.
+    pub fn fits(self, len: usize) -> bool {
+        match self {
+            Self::Exactly(expected) => len == expected,
+            Self::MultipleOf(width) => len > 0 && len.is_multiple_of(width),
+        }
+    }
 }
 
 impl Form {
     /// `None` for parameters that this model does not take: the engine says what is wrong with them.
     pub fn of(info: &ModelInfo, params: &EmbedParams) -> Option<Self> {
-        let EmbedParams { normalize, dimensions, truncation, prompt_name } = params;
+        let EmbedParams { task, normalize, dimensions, truncation, prompt_name } = params;
         let dimensions = dimensions.unwrap_or(info.hidden_size);
-        if dimensions == 0 || dimensions > info.hidden_size {
+        if dimensions == 0 || dimensions > info.hidden_size || !info.does(task) {
             return None;
         }
+        let row_len = match task {
+            Task::Embed => RowLen::Exactly(dimensions),
+            Task::EmbedAll => RowLen::MultipleOf(info.hidden_size),
+            Task::Classify => RowLen::Exactly(info.labels.len()),
+            Task::TokenClassify => RowLen::MultipleOf(info.labels.len()),
+            Task::Sparse | Task::FillMask { .. } => RowLen::MultipleOf(2),
+        };
         // The prompt counts by its text: another name for the same one is no other result.
         let prompt = match prompt_name.as_ref().or(info.default_prompt.as_ref()) {
             None => None,
@@ -42,6 +68,13 @@ impl Form {
         part(&mut write, info.version.as_bytes());
         part(&mut write, info.fingerprint.as_bytes());
         part(&mut write, info.task.as_bytes());
+        part(&mut write, task.as_str().as_bytes());
+        if let Task::FillMask { top_k, targets } = task {
+            write(&top_k.to_le_bytes());
+            let targets = targets.as_deref().unwrap_or_default();
+            write(&(targets.len() as u64).to_le_bytes());
+            targets.iter().for_each(|id| write(&id.to_le_bytes()));
+        }
         write(&[u8::from(normalize.unwrap_or(info.normalize))]);
         write(&(dimensions as u64).to_le_bytes());
         write(&[match truncation {
@@ -51,7 +84,7 @@ impl Form {
         }]);
         write(&[u8::from(prompt.is_some())]);
         part(&mut write, prompt.map_or(&[], |prompt| prompt.as_bytes()));
-        Some(Self { digest: *hasher.finalize().as_bytes(), dimensions })
+        Some(Self { digest: *hasher.finalize().as_bytes(), row_len })
     }
 
     /// The name of one input's result.
@@ -77,6 +110,11 @@ fn encode(input: &Input, mut write: impl FnMut(&[u8])) {
         Input::Text(text) => {
             write(&[TAG_TEXT]);
             part(&mut write, text.as_bytes());
+        }
+        Input::Pair(first, second) => {
+            write(&[TAG_PAIR]);
+            part(&mut write, first.as_bytes());
+            part(&mut write, second.as_bytes());
         }
         Input::TokenIds(ids) => {
             write(&[TAG_TOKEN_IDS]);
@@ -137,6 +175,8 @@ mod tests {
             version: "1".into(),
             fingerprint: "f".into(),
             task: "embed".into(),
+            labels: Vec::new(),
+            is_multi_label: false,
             architecture: "bert".into(),
             dtype: "f32".into(),
             device: "cpu".into(),
@@ -220,6 +260,7 @@ mod tests {
             any::<String>().prop_map(Input::Text),
             proptest::collection::vec(0u32..3, 0..6).prop_map(Input::TokenIds),
             proptest::collection::vec(any::<u32>(), 0..600).prop_map(Input::TokenIds),
+            ("[ab\u{0}]{0,3}", "[ab\u{0}]{0,3}").prop_map(|(first, second)| Input::Pair(first, second)),
         ]
     }
 

@@ -15,6 +15,7 @@ pub mod erase;
 pub mod flight;
 pub mod keep;
 pub mod key;
+pub mod outcome;
 mod passage;
 pub mod stored_form;
 pub mod warm;
@@ -28,7 +29,7 @@ use async_trait::async_trait;
 use crate::Result;
 use crate::model::ModelInfo;
 use crate::output::{Output, Phases, Row, Usage};
-use crate::request::{EmbedParams, Input, Request};
+use crate::request::{EmbedParams, Input, Request, Task};
 use crate::serve::Engine;
 use crate::store::cache::{Cache, CacheKey, CachedItem};
 use flight::Flights;
@@ -61,7 +62,8 @@ pub enum CacheUse {
 #[derive(Debug, Clone)]
 pub struct Computed {
     pub info: Arc<ModelInfo>,
-    /// In the order of the inputs, f32, `dimensions` or hidden_size values each.
+    pub task: Task,
+    /// In the order of the inputs, f32; what they hold is the task's: see [`crate::model::pack::Wanted`].
     pub rows: Vec<Row>,
     /// Over all inputs, as if each had been computed.
     pub usage: Usage,
@@ -113,9 +115,10 @@ impl Inferences {
         let can_name = |_: &&Caching| !request.inputs.is_empty() && !self.engine.is_draining();
         let named = caching.filter(can_name).and_then(|caching| Some((caching, Form::of(&info, &request.params)?)));
         let Some((caching, form)) = named else {
+            let task = request.params.task.clone();
             let Output { model: _, rows, num_tokens: _, usage, phases } = self.engine.embed(request).await?;
             let rows = rows.into_iter().map(Row::Own).collect();
-            return Ok(Computed { info, rows, usage, phases, num_cached: None });
+            return Ok(Computed { info, task, rows, usage, phases, num_cached: None });
         };
         let through = Through { engine: &self.engine, caching, flights: &self.flights, joined: &self.joined };
         Passage::new(through, info, form, request, start).await?.run(cache_use).await

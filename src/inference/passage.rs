@@ -213,7 +213,7 @@ impl<'a> Passage<'a> {
     }
 
     fn merge(self) -> Result<Computed> {
-        let Self { info, items, distinct, inputs, num_computed, phases, num_chars, start, .. } = self;
+        let Self { info, params, items, distinct, inputs, num_computed, phases, num_chars, start, .. } = self;
         let mut usage = Usage { num_tokens: 0, num_chars };
         let mut rows = Vec::with_capacity(inputs.len());
         for which in distinct.of_input {
@@ -231,12 +231,12 @@ impl<'a> Passage<'a> {
             total: start.elapsed(),
         };
         let num_cached = Some(rows.len() - num_computed);
-        Ok(Computed { info, rows, usage, phases, num_cached })
+        Ok(Computed { info, task: params.task, rows, usage, phases, num_cached })
     }
 
     /// Whether the item is what was asked for. A shared level may hold anything.
     fn is_row(&self, item: &CachedItem) -> bool {
-        matches!(&item.value, CachedValue::Row(row) if row.len() == self.form.dimensions)
+        matches!(&item.value, CachedValue::Row(row) if self.form.row_len.fits(row.len()))
     }
 }
 
@@ -273,6 +273,7 @@ fn hashed(form: Form, inputs: Vec<Input>) -> (Vec<Input>, Vec<CacheKey>, usize) 
     let keys = inputs.iter().map(|input| form.key(input)).collect();
     let num_chars = |input: &Input| match input {
         Input::Text(text) => text.chars().count(),
+        Input::Pair(first, second) => first.chars().count() + second.chars().count(),
         Input::TokenIds(_) => 0,
     };
     let num_chars = inputs.iter().map(num_chars).sum();
@@ -282,6 +283,7 @@ fn hashed(form: Form, inputs: Vec<Input>) -> (Vec<Input>, Vec<CacheKey>, usize) 
 fn num_bytes(input: &Input) -> usize {
     match input {
         Input::Text(text) => text.len(),
+        Input::Pair(first, second) => first.len() + second.len(),
         Input::TokenIds(ids) => 4 * ids.len(),
     }
 }

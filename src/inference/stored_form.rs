@@ -1,13 +1,15 @@
 //! Inputs and parameters as records hold them, and the way back.
 
 use super::keep::KeptInput;
-use crate::request::{EmbedParams, Input, Truncation, TruncationDirection};
+use crate::model::DEFAULT_TOP_K;
+use crate::request::{EmbedParams, Input, Task, Truncation, TruncationDirection};
 use crate::store::record::StoredInput;
 
-/// Inputs as they are kept: a list of texts and of lists of token ids.
+/// Inputs as they are kept: a list of texts, of pairs of texts and of lists of token ids.
 pub fn input_value(inputs: &[Input]) -> serde_json::Value {
     let value = |input: &Input| match input {
         Input::Text(text) => serde_json::Value::from(text.as_str()),
+        Input::Pair(first, second) => serde_json::json!([first, second]),
         Input::TokenIds(ids) => serde_json::Value::from(ids.as_slice()),
     };
     serde_json::Value::Array(inputs.iter().map(value).collect())
@@ -17,9 +19,14 @@ pub fn input_value(inputs: &[Input]) -> serde_json::Value {
 pub fn inputs_of(value: &serde_json::Value) -> Vec<Input> {
     let input = |value: &serde_json::Value| match value {
         serde_json::Value::String(text) => Some(Input::Text(text.clone())),
+        serde_json::Value::Array(pair) if pair.first().is_some_and(serde_json::Value::is_string) => {
+            let [serde_json::Value::String(first), serde_json::Value::String(second)] = pair.as_slice() else {
+                return None;
+            };
+            Some(Input::Pair(first.clone(), second.clone()))
+        }
         serde_json::Value::Array(ids) => {
-            let ids: Option<Vec<u32>> =
-                ids.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok())).collect();
+            let ids: Option<Vec<u32>> = ids.iter().map(id).collect();
             ids.map(Input::TokenIds)
         }
         _ => None,
@@ -41,6 +48,15 @@ pub fn stored_input(inputs: &[Input], kept: KeptInput) -> StoredInput {
 /// The parameters of a request as an object, in the application API's words; what is left to the model is left out.
 pub fn parameters_of(params: &EmbedParams) -> serde_json::Value {
     let mut object = serde_json::Map::new();
+    if params.task != Task::Embed {
+        object.insert("task".to_string(), params.task.as_str().into());
+    }
+    if let Task::FillMask { top_k, targets } = &params.task {
+        object.insert("top_k".to_string(), (*top_k).into());
+        if let Some(targets) = targets {
+            object.insert("targets".to_string(), targets.to_vec().into());
+        }
+    }
     if let Some(normalize) = params.normalize {
         object.insert("normalize".to_string(), normalize.into());
     }
@@ -61,6 +77,10 @@ pub fn parameters_of(params: &EmbedParams) -> serde_json::Value {
     serde_json::Value::Object(object)
 }
 
+fn id(value: &serde_json::Value) -> Option<u32> {
+    value.as_u64().and_then(|id| u32::try_from(id).ok())
+}
+
 /// The way back from [`parameters_of`], for records that this server wrote.
 pub fn params_of(parameters: &serde_json::Value) -> EmbedParams {
     let truncation = match parameters["truncate"].as_str() {
@@ -68,7 +88,19 @@ pub fn params_of(parameters: &serde_json::Value) -> EmbedParams {
         Some("left") => Truncation::Cut(TruncationDirection::Left),
         _ => Truncation::Refuse,
     };
+    let targets = || parameters["targets"].as_array().map(|ids| ids.iter().filter_map(id).collect());
+    let task = match parameters["task"].as_str() {
+        Some("embed_all") => Task::EmbedAll,
+        Some("sparse") => Task::Sparse,
+        Some("classify") => Task::Classify,
+        Some("token_classify") => Task::TokenClassify,
+        Some("fill_mask") => {
+            Task::FillMask { top_k: id(&parameters["top_k"]).unwrap_or(DEFAULT_TOP_K), targets: targets() }
+        }
+        _ => Task::Embed,
+    };
     EmbedParams {
+        task,
         normalize: parameters["normalize"].as_bool(),
         dimensions: parameters["dimensions"].as_u64().and_then(|n| usize::try_from(n).ok()),
         truncation,
@@ -82,7 +114,12 @@ mod tests {
 
     #[test]
     fn inputs_come_back_as_they_were_kept() {
-        let inputs = vec![Input::Text("a \"b\"".into()), Input::TokenIds(vec![0, u32::MAX]), Input::TokenIds(vec![])];
+        let inputs = vec![
+            Input::Text("a \"b\"".into()),
+            Input::TokenIds(vec![0, u32::MAX]),
+            Input::TokenIds(vec![]),
+            Input::Pair("q".into(), "".into()),
+        ];
         assert_eq!(inputs_of(&input_value(&inputs)), inputs);
         assert!(matches!(stored_input(&inputs, KeptInput::Hash), StoredInput::Hash(hash) if hash.len() == 64));
         assert_ne!(stored_input(&inputs, KeptInput::Hash), stored_input(&inputs[..1], KeptInput::Hash));
@@ -92,6 +129,7 @@ mod tests {
     #[test]
     fn parameters_come_back_as_they_were_kept() {
         let params = EmbedParams {
+            task: Task::FillMask { top_k: 3, targets: Some([7, 9].into()) },
             normalize: Some(false),
             dimensions: Some(64),
             truncation: Truncation::Cut(TruncationDirection::Left),

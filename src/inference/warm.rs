@@ -183,7 +183,7 @@ fn items_of(known: &[Known], record: &Record) -> Result<Vec<(CacheKey, CachedIte
     let is_alike = facts.task == info.task
         && value.as_array().map(Vec::len) == Some(inputs.len())
         && inputs.len() == rows.len()
-        && rows.iter().all(|row| row.len() == form.dimensions);
+        && rows.iter().all(|row| form.row_len.fits(row.len()));
     if !is_alike {
         return Err(Unfit::Unlike);
     }

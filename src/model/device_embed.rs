@@ -125,14 +125,15 @@ impl Backend for DeviceBackend {
             let expected = format!("below {}", sizes.num_token_types);
             return Err(Error::Shape { op: "batch", operand: "token_type_ids", expected, got: got.to_string() });
         }
+        let rows = vectors(&batch)?;
         let pending = self.engine.launch(&Batch {
             input_ids: &batch.input_ids,
             token_type_ids: has_types.then_some(&batch.token_type_ids),
             cu_seqlens: &batch.cu_seqlens,
-            rows: &batch.rows,
+            rows: &rows,
         });
         let pending = pending.map_err(|e| by_name(&self.name, e))?;
-        Ok(Box::new(OnDevice { pending, rows: batch.rows, name: self.name.clone() }))
+        Ok(Box::new(OnDevice { pending, rows, name: self.name.clone() }))
     }
 
     fn check_limits(&self, max_batch_tokens: usize, max_batch_size: usize) -> Result<()> {
@@ -238,12 +239,22 @@ fn proof_batch(config: &EncoderConfig, max_seq_len: usize) -> PackedInput {
     batch
 }
 
+/// The rows of a batch of vectors, the only ones that the engine has a head for.
+///
+/// Errors: [`Error::Forward`] for any other row.
+fn vectors(batch: &PackedInput) -> Result<Vec<RowSpec>> {
+    let missing = || Error::Internal {
+        cause: "the engine's kernels compute one vector a sequence; dtype = \"f32\" serves every task".to_string(),
+    };
+    batch.rows.iter().map(|row| row.vector().ok_or_else(missing)).collect()
+}
+
 /// What the CPU computes of a batch in f32.
 fn cpu_rows(weights: &Weights, config: &EncoderConfig, pooling: Pooling, batch: &PackedInput) -> Result<Vec<Vec<f32>>> {
     let cu_seqlens = CuSeqlens::new(&batch.cu_seqlens, &Device::Cpu)?;
     let input_ids = Tensor::new(batch.input_ids.as_slice(), &Device::Cpu)?;
     let hidden = PostNormEncoder::load(weights, config)?.forward(&input_ids, None, &cu_seqlens)?;
-    Ok(pool(&hidden, &cu_seqlens, pooling, &batch.rows)?.to_vec2::<f32>()?)
+    Ok(pool(&hidden, &cu_seqlens, pooling, &vectors(batch)?)?.to_vec2::<f32>()?)
 }
 
 /// Cosine of the angle between two vectors of one length, summed in f64.

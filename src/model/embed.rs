@@ -1,8 +1,9 @@
-//! The embedding head: encoder, pooling, rows.
+//! A text model on one device: encoder, head, rows.
 
 use candle_core::{Device, Tensor};
 
-use super::pack::{PackedInput, Pooling, RowSpec};
+use super::head::Head;
+use super::pack::{PackedInput, RowSpec, Wanted};
 use super::post_norm::PostNormEncoder;
 use super::{Backend, InFlight, Rows};
 use crate::ops::CuSeqlens;
@@ -10,10 +11,10 @@ use crate::ops::pool::pool;
 use crate::request::ModelName;
 use crate::{Error, Result};
 
-/// An embedding model on one device.
+/// A text model on one device.
 pub(super) struct EmbedBackend {
     pub encoder: PostNormEncoder,
-    pub pooling: Pooling,
+    pub head: Head,
     pub device: Device,
     pub name: ModelName,
     pub vocab_size: usize,
@@ -26,7 +27,10 @@ impl Backend for EmbedBackend {
         batch.check(self.vocab_size, self.max_seq_len, self.hidden_size)?;
         let total = batch.total_tokens();
         let PackedInput { input_ids, token_type_ids, cu_seqlens, rows } = batch;
-        let forward = || -> Result<Tensor> {
+        let vectors: Option<Vec<RowSpec>> = rows.iter().map(Wanted::vector).collect();
+        // What the head looks at again; for embeddings nothing.
+        let ids = if vectors.is_none() { input_ids.clone() } else { Vec::new() };
+        let forward = || -> Result<Box<dyn InFlight>> {
             let cu_seqlens = CuSeqlens::new(&cu_seqlens, &self.device)?;
             let input_ids = Tensor::from_vec(input_ids, total, &self.device)?;
             // Nearly every batch is of single segments: then nothing is copied or gathered.
@@ -35,10 +39,15 @@ impl Backend for EmbedBackend {
                 false => None,
             };
             let hidden = self.encoder.forward(&input_ids, token_type_ids.as_ref(), &cu_seqlens)?;
-            pool(&hidden, &cu_seqlens, self.pooling, &rows)
+            let name = self.name.clone();
+            Ok(match (&self.head, vectors) {
+                (Head::Vectors(pooling), Some(rows)) => {
+                    Box::new(Pooled { pooled: pool(&hidden, &cu_seqlens, *pooling, &rows)?, rows, name })
+                }
+                (head, _) => Box::new(Headed { rows: head.rows(&hidden, &cu_seqlens, &ids, &rows)?, name }),
+            })
         };
-        let pooled = forward().map_err(|e| by_name(&self.name, e))?;
-        Ok(Box::new(Pooled { pooled, rows, name: self.name.clone() }))
+        forward().map_err(|e| by_name(&self.name, e))
     }
 
     fn hangs_for_good(&self) -> bool {
@@ -83,5 +92,26 @@ impl InFlight for Pooled {
             rows.offsets.push(rows.values.len());
         }
         Ok(rows)
+    }
+}
+
+/// A batch whose rows are on the host already.
+struct Headed {
+    rows: Rows,
+    name: ModelName,
+}
+
+impl InFlight for Headed {
+    /// Errors: [`Error::Forward`] for a row with a value that is no number or infinite.
+    fn finish(self: Box<Self>) -> Result<Rows> {
+        let Self { rows, name } = *self;
+        match rows.values.iter().position(|value| !value.is_finite()) {
+            None => Ok(rows),
+            Some(i) => {
+                let row = rows.offsets.partition_point(|offset| *offset <= i) - 1;
+                let cause = format!("row {row} of {} holds {}", rows.num_rows(), rows.values[i]);
+                Err(Error::Forward { model: name.to_string(), cause })
+            }
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use tokenizers::Tokenizer;
+use tokenizers::{PostProcessor, Tokenizer};
 
 use crate::output::Token;
 use crate::request::{Input, Truncation, TruncationDirection};
@@ -19,6 +19,9 @@ pub struct Encoding {
     pub num_chars: usize,
 }
 
+/// What vocabularies call the token to be filled in: WordPiece's and SentencePiece's habit.
+const MASKS: [&str; 2] = ["[MASK]", "<mask>"];
+
 /// A model's tokenizer with the model's limits.
 pub struct Encoder {
     tokenizer: Tokenizer,
@@ -26,6 +29,8 @@ pub struct Encoder {
     vocab_size: usize,
     /// Ids the post-processor puts around a single sequence: counted out before a text is cut.
     num_added_tokens: usize,
+    /// The same around a pair.
+    num_added_to_pairs: usize,
 }
 
 impl Encoder {
@@ -34,11 +39,14 @@ impl Encoder {
         // Removing truncation cannot fail: only setting one is checked.
         let _ = tokenizer.with_truncation(None);
         tokenizer.with_padding(None);
-        let num_added_tokens = tokenizer.get_post_processor().map_or(0, |p| {
-            use tokenizers::PostProcessor;
-            p.added_tokens(false)
-        });
-        Self { tokenizer, max_seq_len, vocab_size, num_added_tokens }
+        let num_added = |is_pair| tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(is_pair));
+        let (num_added_tokens, num_added_to_pairs) = (num_added(false), num_added(true));
+        Self { tokenizer, max_seq_len, vocab_size, num_added_tokens, num_added_to_pairs }
+    }
+
+    /// The id that stands for a token to be filled in, in vocabularies that have one.
+    pub fn mask_id(&self) -> Option<u32> {
+        MASKS.iter().find_map(|mask| self.tokenizer.token_to_id(mask))
     }
 
     /// Longest sequence this encoder lets through, special tokens included.
@@ -55,6 +63,7 @@ impl Encoder {
     pub fn encode(&self, input: &Input, field: &str, prompt: Option<&str>, truncation: Truncation) -> Result<Encoding> {
         match input {
             Input::Text(text) => self.encode_text(text, field, prompt, truncation),
+            Input::Pair(first, second) => self.encode_pair(first, second, field, prompt, truncation),
             Input::TokenIds(ids) => self.take_ids(ids, field, truncation),
         }
     }
@@ -73,15 +82,15 @@ impl Encoder {
         let mut encoding = self.tokenizer.encode_fast(text.as_ref(), false).map_err(invalid)?;
         let got = encoding.len() + self.num_added_tokens;
         if got > self.max_seq_len {
-            let direction = self.direction(truncation, field, got)?;
-            let direction = match direction {
-                TruncationDirection::Left => tokenizers::TruncationDirection::Left,
-                TruncationDirection::Right => tokenizers::TruncationDirection::Right,
-            };
+            let direction = tokenizers_direction(self.direction(truncation, field, got)?);
             encoding.truncate(self.max_seq_len.saturating_sub(self.num_added_tokens), 0, direction);
             encoding.take_overflowing();
         }
         let encoding = self.tokenizer.post_process(encoding, None, true).map_err(invalid)?;
+        self.finished(&encoding, num_chars, field)
+    }
+
+    fn finished(&self, encoding: &tokenizers::Encoding, num_chars: usize, field: &str) -> Result<Encoding> {
         if encoding.is_empty() {
             return Err(Error::Empty { field: field.to_string() });
         }
@@ -91,6 +100,40 @@ impl Encoder {
         // A tokenizer.json with more tokens than the model has rows is a broken model, seen here first.
         self.check_ids(&input_ids, field)?;
         Ok(Encoding { input_ids, token_type_ids, num_chars })
+    }
+
+    /// The prompt stands before the first text alone. What is too long is cut from the longer of the two, token by token.
+    fn encode_pair(
+        &self,
+        first: &str,
+        second: &str,
+        field: &str,
+        prompt: Option<&str>,
+        truncation: Truncation,
+    ) -> Result<Encoding> {
+        if first.is_empty() && second.is_empty() {
+            return Err(Error::Empty { field: field.to_string() });
+        }
+        let num_chars = first.chars().count() + second.chars().count();
+        let first = match prompt {
+            Some(prompt) => Cow::Owned(format!("{prompt}{first}")),
+            None => Cow::Borrowed(first),
+        };
+        let invalid = |e: tokenizers::Error| Error::Invalid { field: field.to_string(), reason: e.to_string() };
+        let mut first = self.tokenizer.encode_fast(first.as_ref(), false).map_err(invalid)?;
+        let mut second = self.tokenizer.encode_fast(second, false).map_err(invalid)?;
+        let got = first.len() + second.len() + self.num_added_to_pairs;
+        if got > self.max_seq_len {
+            let direction = tokenizers_direction(self.direction(truncation, field, got)?);
+            let room = self.max_seq_len.saturating_sub(self.num_added_to_pairs);
+            let (keep_first, keep_second) = longest_first(first.len(), second.len(), room);
+            first.truncate(keep_first, 0, direction);
+            second.truncate(keep_second, 0, direction);
+            first.take_overflowing();
+            second.take_overflowing();
+        }
+        let encoding = self.tokenizer.post_process(first, Some(second), true).map_err(invalid)?;
+        self.finished(&encoding, num_chars, field)
     }
 
     fn take_ids(&self, ids: &[u32], field: &str, truncation: Truncation) -> Result<Encoding> {
@@ -142,6 +185,7 @@ impl Encoder {
                 let written: String = if special { token.clone() } else { chars[start..stop].iter().collect() };
                 Token {
                     id,
+                    piece: token.clone(),
                     text: written,
                     special,
                     start: (!special).then_some(start),
@@ -157,5 +201,45 @@ impl Encoder {
         self.tokenizer
             .decode(ids, skip_special_tokens)
             .map_err(|e| Error::Invalid { field: "ids".to_string(), reason: e.to_string() })
+    }
+}
+
+fn tokenizers_direction(direction: TruncationDirection) -> tokenizers::TruncationDirection {
+    match direction {
+        TruncationDirection::Left => tokenizers::TruncationDirection::Left,
+        TruncationDirection::Right => tokenizers::TruncationDirection::Right,
+    }
+}
+
+/// How many tokens are kept of each of two texts so that they fit into `room`: the longer one is cut until they are
+/// equally long, then both. Where an odd token is left, the longer text has it, of two that are equally long the second:
+/// as the `tokenizers` library has it.
+fn longest_first(first: usize, second: usize, room: usize) -> (usize, usize) {
+    if first + second <= room {
+        return (first, second);
+    }
+    let shorter = first.min(second).min(room / 2);
+    if first <= second { (shorter, room - shorter) } else { (room - shorter, shorter) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longer_text_is_cut_first() {
+        // Worked by hand from the rule.
+        let cases = [
+            ((3, 4, 7), (3, 4)),
+            ((3, 9, 8), (3, 5)),
+            ((9, 3, 8), (5, 3)),
+            ((9, 9, 7), (3, 4)),
+            ((9, 8, 7), (4, 3)),
+            ((0, 9, 4), (0, 4)),
+            ((5, 5, 0), (0, 0)),
+        ];
+        for ((first, second, room), expected) in cases {
+            assert_eq!(longest_first(first, second, room), expected, "{first} and {second} into {room}");
+        }
     }
 }

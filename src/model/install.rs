@@ -5,9 +5,11 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use super::hub::{Chosen, choose};
+use super::labels::HeadConfig;
 use super::manifest::{MANIFEST_FILE, Manifest, ModelSpec, Provenance, TASKS, VersionEntry, is_inside};
 use super::prove::prove;
 use super::repository::{Repository, sha256_file};
+use super::sentence::SentenceConfig;
 use crate::{Error, Result};
 
 /// A model that lies in the repository now.
@@ -86,7 +88,8 @@ pub(super) fn install(
     let entry = VersionEntry { weights, tokenizer, files, provenance };
     let home = models.root().join(name);
     let Some(manifest) = existing_manifest(models, name)? else {
-        let manifest = Manifest { task: TASKS[0].to_string(), versions: BTreeMap::from([(1, entry)]), ..head };
+        let task = if head.task.is_empty() { task_of(staging)? } else { head.task.clone() };
+        let manifest = Manifest { task, versions: BTreeMap::from([(1, entry)]), ..head };
         // The model's folder is made beside the staging folder, then moved whole.
         let whole = beside(staging, ".whole");
         remove_if_there(&whole)?;
@@ -214,6 +217,13 @@ fn copy(folder: &Path, staging: &Path, chosen: &Chosen) -> Result<()> {
         fs::copy(folder.join(file), &to).map_err(|e| fault(&folder.join(file), e))?;
     }
     Ok(())
+}
+
+/// What the model in a folder was made for, as its files say it; embeddings where they say nothing else.
+fn task_of(dir: &Path) -> Result<String> {
+    let sentence = SentenceConfig::read(dir)?;
+    let head = HeadConfig::read(&sentence.transformer_dir)?;
+    Ok(if sentence.is_sparse { "sparse" } else { head.task().unwrap_or(TASKS[0]) }.to_string())
 }
 
 /// The path with a suffix to its last name; `with_extension` would cut a version off it.

@@ -11,6 +11,8 @@ use super::config::{Architecture, EncoderConfig, read_json_if_there};
 use super::embed::EmbedBackend;
 use super::encode::Encoder;
 use super::fingerprint::{Facts, fingerprint};
+use super::head_weights;
+use super::labels::HeadConfig;
 use super::manifest::{Dtype, ModelSpec};
 use super::names::{self, Names};
 use super::pack::Pooling;
@@ -63,7 +65,7 @@ fn load_on(spec: &ModelSpec, devices: &[Device], placement: &Placement) -> Resul
         // The kernels' weights are cast on the way: they are read on the CPU.
         let read_on = if half_type(spec, device).is_some() { &Device::Cpu } else { device };
         let weights = weights.on(read_on);
-        let backend = backend(spec, device, placement, &weights, &config, &info)?;
+        let backend = backend(spec, device, placement, &weights, &config, &info, encoder.mask_id())?;
         backends.push(Placed { device: device::name(device), backend });
     }
     Ok(LoadedModel { info: Arc::new(info), encoder: Arc::new(encoder), backends })
@@ -116,6 +118,8 @@ fn described(spec: &ModelSpec, devices: &[Device]) -> Result<Described> {
         Some(pooling) => pooling,
         None => gguf_pooling(&weights)?.unwrap_or(Pooling::Mean),
     };
+    let head = HeadConfig::read(&sentence.transformer_dir)?;
+    let labels = labels(spec, &head, &sentence, &weights)?;
     let (prompts, default_prompt) = prompts(spec, sentence.prompts, sentence.default_prompt)?;
     // The same on all of them: it depends on the spec and on the kind of device.
     let dtype = devices.first().map_or("f32", |device| dtype_name(spec, device));
@@ -126,6 +130,8 @@ fn described(spec: &ModelSpec, devices: &[Device]) -> Result<Described> {
         version: spec.version.clone(),
         fingerprint: fingerprint(spec, &tokenizer_file, &facts)?,
         task: spec.task.clone(),
+        is_multi_label: head.is_multi_label,
+        labels,
         architecture,
         dtype: dtype.to_string(),
         device: device_names,
@@ -166,7 +172,8 @@ impl Default for Placement {
 /// or the device is no CUDA device.
 fn half_type(spec: &ModelSpec, device: &Device) -> Option<Dtype> {
     let dtype = spec.dtype.unwrap_or(Dtype::F16);
-    (device.is_cuda() && dtype != Dtype::F32).then_some(dtype)
+    // The kernels have no head but pooling: other tasks are computed by candle's ops on the device.
+    (device.is_cuda() && dtype != Dtype::F32 && spec.task == "embed").then_some(dtype)
 }
 
 /// What the model computes in on this device.
@@ -186,6 +193,7 @@ fn backend(
     weights: &Weights,
     config: &EncoderConfig,
     info: &ModelInfo,
+    mask_id: Option<u32>,
 ) -> Result<Arc<dyn Backend>> {
     let ModelInfo { pooling, max_seq_len, .. } = *info;
     #[cfg(feature = "cuda")]
@@ -207,13 +215,33 @@ fn backend(
     let _ = placement;
     Ok(Arc::new(EmbedBackend {
         encoder: PostNormEncoder::load(weights, config)?,
-        pooling,
+        head: head_weights::read(weights, config, &info.task, pooling, info.labels.len(), mask_id)?,
         device: device.clone(),
         name: spec.name.clone(),
         vocab_size: config.vocab_size,
         max_seq_len,
         hidden_size: config.hidden_size,
     }))
+}
+
+/// Names of a classifier's scores; none for the other tasks.
+///
+/// A checkpoint of one score often names none: it is for ranking, and its score needs no name.
+fn labels(spec: &ModelSpec, head: &HeadConfig, sentence: &SentenceConfig, weights: &Weights) -> Result<Vec<String>> {
+    match (spec.task.as_str(), head.labels.len()) {
+        ("classify" | "token_classify", 0) => {
+            let reason = format!("no `id2label` and no `num_labels`, which task `{}` needs", spec.task);
+            Err(file_error(&sentence.transformer_dir.join("config.json"), reason))
+        }
+        ("rerank", 0 | 1) => {
+            Ok(head.labels.first().cloned().map_or_else(|| vec!["LABEL_0".to_string()], |one| vec![one]))
+        }
+        ("rerank", more) => {
+            Err(file_error(weights.path(), format!("task `rerank` needs a model of one score, this one has {more}")))
+        }
+        ("classify" | "token_classify", _) => Ok(head.labels.clone()),
+        _ => Ok(Vec::new()),
+    }
 }
 
 /// The architecture's name and the encoder's shape.

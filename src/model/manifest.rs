@@ -1,7 +1,7 @@
 //! `models/<name>/manifest.toml`: what a model is and where it came from.
 //!
 //! ```toml
-//! task = "embed"
+//! task = "embed"             # classify, rerank, token_classify, sparse, fill_mask
 //! architecture = "bert"      # everything below is optional: the model's own files say the rest
 //! pooling = "mean"           # cls, mean, max, last-token, weighted-mean
 //! normalize = true
@@ -44,7 +44,7 @@ use crate::{Error, Result};
 pub const MANIFEST_FILE: &str = "manifest.toml";
 
 /// The tasks this server has heads for.
-pub const TASKS: [&str; 1] = ["embed"];
+pub const TASKS: [&str; 6] = ["embed", "classify", "rerank", "token_classify", "sparse", "fill_mask"];
 
 /// One version of one model, as the repository found it: the manifest's words where it has any.
 /// `None` means the model's own files say it (`config.json`, `modules.json`, `1_Pooling/config.json`,
@@ -55,7 +55,7 @@ pub struct ModelSpec {
     pub version: String,
     /// The version's folder; `weights` and the tokenizer lie in it.
     pub dir: PathBuf,
-    /// "embed" for now.
+    /// One of [`TASKS`].
     pub task: String,
     pub architecture: Option<String>,
     /// One GGUF file, or one or several safetensors files; empty means "look in `dir`".

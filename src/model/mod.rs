@@ -10,8 +10,11 @@ mod embed;
 pub mod encode;
 mod encoder_weights;
 mod fingerprint;
+mod head;
+mod head_weights;
 pub mod hub;
 pub mod install;
+pub mod labels;
 pub mod load;
 pub mod manifest;
 mod mpnet;
@@ -31,9 +34,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::Result;
-use crate::request::ModelName;
+use crate::request::{ModelName, Task};
 use encode::Encoder;
-use pack::PackedInput;
+use pack::{PackedInput, RowSpec, Wanted};
+
+/// Tokens that are named for a mask where a request does not say how many: as the pipelines of `transformers` have it.
+pub const DEFAULT_TOP_K: u32 = 5;
 
 /// Computes a model on one device. Shared by the worker and by whoever asks what it is.
 pub trait Backend: Send + Sync + 'static {
@@ -130,8 +136,12 @@ pub struct ModelInfo {
     pub version: String,
     /// Of all that decides results: files, dtype, kind of device. Results may be shared where it is equal.
     pub fingerprint: String,
-    /// "embed" for now; the manifest's `task`.
+    /// One of [`manifest::TASKS`]: what the model was made for.
     pub task: String,
+    /// Names of the scores of a classifier, in their order; empty for the others.
+    pub labels: Vec<String>,
+    /// Whether a text may have several labels: each score stands for itself, where otherwise they share 1.
+    pub is_multi_label: bool,
     /// "bert", "xlm-roberta", ...: the manifest's or `config.json`'s `model_type`.
     pub architecture: String,
     /// "f32", "f16", "bf16": what is computed in, not what the file holds.
@@ -151,6 +161,44 @@ pub struct ModelInfo {
     pub licence: Option<String>,
     /// Unix seconds of the model's files, for OpenAI's `created`.
     pub created: u64,
+}
+
+impl ModelInfo {
+    /// Whether there is a head for this.
+    pub fn does(&self, task: &Task) -> bool {
+        match task {
+            Task::Embed => self.task == "embed",
+            // The engine's kernels give pooled rows alone.
+            Task::EmbedAll => self.task == "embed" && (self.dtype == "f32" || !self.device.starts_with("cuda")),
+            Task::Classify => matches!(self.task.as_str(), "classify" | "rerank"),
+            Task::TokenClassify => self.task == "token_classify",
+            Task::Sparse | Task::FillMask { .. } => matches!(self.task.as_str(), "sparse" | "fill_mask"),
+        }
+    }
+
+    /// What is computed where a request does not say what.
+    pub fn main_task(&self) -> Task {
+        match self.task.as_str() {
+            "classify" | "rerank" => Task::Classify,
+            "token_classify" => Task::TokenClassify,
+            "sparse" => Task::Sparse,
+            "fill_mask" => Task::FillMask { top_k: DEFAULT_TOP_K, targets: None },
+            _ => Task::Embed,
+        }
+    }
+
+    /// What trials of the model ask for: what clients will, as far as any text has it.
+    pub fn usual_row(&self) -> Wanted {
+        match self.main_task() {
+            Task::Classify => Wanted::Scores,
+            Task::TokenClassify => Wanted::TokenScores,
+            // A made-up text has no mask.
+            Task::Sparse | Task::FillMask { .. } => Wanted::Sparse,
+            Task::Embed | Task::EmbedAll => {
+                Wanted::Vector(RowSpec { normalize: self.normalize, dimensions: self.hidden_size })
+            }
+        }
+    }
 }
 
 /// A model on one device.

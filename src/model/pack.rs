@@ -1,7 +1,44 @@
 //! The host form of a batch: sequences flat, one after another, no padding anywhere.
 
+use std::sync::Arc;
+
 pub use crate::ops::pool::{Pooling, RowSpec};
 use crate::{Error, Result};
+
+/// What is wanted of one sequence. It decides what its row holds; no row is empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// One vector: [dimensions].
+    Vector(RowSpec),
+    /// All hidden states: [seq_len * hidden_size], token by token.
+    TokenVectors,
+    /// Token ids of the vocabulary with their weights, [id, weight, id, weight, ...], ids rising and weights above 0. Ids
+    /// are exact in f32: no vocabulary has 2^24 tokens. A sequence without any has the one pair [0, 0].
+    Sparse,
+    /// One score a label: [num_labels], as the model gives them.
+    Scores,
+    /// One score a label for each token: [seq_len * num_labels].
+    TokenScores,
+    /// For each token that is the mask, in their order, the likeliest tokens: [num_masks * k * 2], pairs of id and
+    /// probability, the likeliest first. k is `top_k`, or the number of targets or of the vocabulary where it is less.
+    Masked { top_k: u32, targets: Option<Arc<[u32]>> },
+}
+
+impl From<RowSpec> for Wanted {
+    fn from(row: RowSpec) -> Self {
+        Self::Vector(row)
+    }
+}
+
+impl Wanted {
+    /// The row of a vector; `None` for anything else.
+    pub fn vector(&self) -> Option<RowSpec> {
+        match self {
+            Self::Vector(row) => Some(*row),
+            _ => None,
+        }
+    }
+}
 
 /// A batch as the model takes it.
 ///
@@ -18,8 +55,8 @@ pub struct PackedInput {
     pub token_type_ids: Vec<u32>,
     /// [num_seqs + 1], first 0, strictly rising, last total_tokens. Positions are derived from it.
     pub cu_seqlens: Vec<u32>,
-    /// [num_seqs]: the form of each result row.
-    pub rows: Vec<RowSpec>,
+    /// [num_seqs]: what each result row holds.
+    pub rows: Vec<Wanted>,
 }
 
 impl PackedInput {
@@ -37,7 +74,7 @@ impl PackedInput {
     }
 
     /// Adds one sequence at the end. `token_type_ids` empty means all 0.
-    pub fn push(&mut self, input_ids: &[u32], token_type_ids: &[u32], row: RowSpec) {
+    pub fn push(&mut self, input_ids: &[u32], token_type_ids: &[u32], row: impl Into<Wanted>) {
         if self.cu_seqlens.is_empty() {
             self.cu_seqlens.push(0);
         }
@@ -45,7 +82,7 @@ impl PackedInput {
         self.token_type_ids.extend_from_slice(token_type_ids);
         self.token_type_ids.resize(self.input_ids.len(), 0);
         self.cu_seqlens.push(self.input_ids.len() as u32);
-        self.rows.push(row);
+        self.rows.push(row.into());
     }
 
     /// Checks the rules stated on the fields, once, before anything is launched.
@@ -77,7 +114,8 @@ impl PackedInput {
         if let Some(id) = self.input_ids.iter().find(|&&id| id as usize >= vocab_size) {
             return Err(shape("input_ids", format!("< {vocab_size}"), id.to_string()));
         }
-        if let Some(row) = self.rows.iter().find(|r| r.dimensions == 0 || r.dimensions > hidden_size) {
+        let mut vectors = self.rows.iter().filter_map(Wanted::vector);
+        if let Some(row) = vectors.find(|r| r.dimensions == 0 || r.dimensions > hidden_size) {
             return Err(shape("rows.dimensions", format!("1 to {hidden_size}"), row.dimensions.to_string()));
         }
         Ok(())

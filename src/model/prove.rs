@@ -4,7 +4,7 @@ use candle_core::Device;
 
 use super::load::load;
 use super::manifest::ModelSpec;
-use super::pack::{PackedInput, RowSpec};
+use super::pack::PackedInput;
 use super::{LoadedModel, ModelInfo};
 use crate::request::{Input, Truncation, TruncationDirection};
 use crate::{Error, Result};
@@ -24,22 +24,21 @@ pub fn prove(spec: &ModelSpec) -> Result<std::sync::Arc<ModelInfo>> {
     for text in TEXTS {
         let cut = Truncation::Cut(TruncationDirection::Right);
         let encoding = encoder.encode(&Input::Text(text.to_string()), "proof", None, cut)?;
-        let row = RowSpec { normalize: info.normalize, dimensions: info.hidden_size };
-        batch.push(&encoding.input_ids, &encoding.token_type_ids, row);
+        batch.push(&encoding.input_ids, &encoding.token_type_ids, info.usual_row());
     }
     let rows = model.backend().launch(batch)?.finish()?;
     let failed = |cause: &str| Error::Forward { model: spec.name.to_string(), cause: cause.to_string() };
     for i in 0..TEXTS.len() {
         let row = rows.row(i);
         if row.iter().any(|v| !v.is_finite()) {
-            return Err(failed("an embedding is not finite"));
+            return Err(failed("a result is not finite"));
         }
         if row.iter().all(|v| *v == 0.0) {
-            return Err(failed("an embedding is all zero"));
+            return Err(failed("a result is all zero"));
         }
     }
     if rows.row(0) == rows.row(1) {
-        return Err(failed("two different texts have the same embedding"));
+        return Err(failed("two different texts have the same result"));
     }
     Ok(info.clone())
 }

@@ -21,6 +21,8 @@ pub struct SentenceConfig {
     /// `None` without a `modules.json`.
     pub normalize: Option<bool>,
     pub max_seq_len: Option<usize>,
+    /// Whether the pooling is SPLADE's, over the scores of the vocabulary's tokens.
+    pub is_sparse: bool,
     /// Lower-case every text before the tokenizer sees it.
     pub do_lower_case: bool,
     /// Prompt name to prompt text.
@@ -88,6 +90,13 @@ impl SentenceConfig {
                     self.pooling = Some(parse_pooling(&read_json(&file)?, &file)?);
                 }
                 "Normalize" => self.normalize = Some(true),
+                // A sparse model of sentence-transformers: its head is the checkpoint's own.
+                "MLMTransformer" => self.transformer_dir = dir.join(&module.path),
+                "SpladePooling" => {
+                    let file = dir.join(&module.path).join("config.json");
+                    check_splade(&read_json(&file)?, &file)?;
+                    self.is_sparse = true;
+                }
                 other => {
                     let reason = format!(
                         "module `{other}` ({}) is not supported; supported: Transformer, Pooling, Normalize",
@@ -99,6 +108,16 @@ impl SentenceConfig {
         }
         Ok(())
     }
+}
+
+/// Refuses what another release's SPLADE may ask for. Errors: [`crate::Error::ModelFile`] naming the key.
+fn check_splade(config: &Value, file: &Path) -> Result<()> {
+    for (key, supported) in [("pooling_strategy", "max"), ("activation_function", "relu")] {
+        if let Some(other) = config[key].as_str().filter(|value| *value != supported) {
+            return Err(file_error(file, format!("`{key}` `{other}` is not supported; supported: {supported}")));
+        }
+    }
+    Ok(())
 }
 
 /// The keys of old and new releases, and what they ask for.

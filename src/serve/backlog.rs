@@ -162,7 +162,7 @@ mod tests {
             let (client, answer) = Client::new(lens.len(), self.now, self.now + timeout, class, accepted);
             let ticket = |(input_idx, &len): (usize, &usize)| Ticket {
                 encoding: Encoding { input_ids: vec![id; len], ..Encoding::default() },
-                row: RowSpec { normalize: false, dimensions: 1 },
+                row: RowSpec { normalize: false, dimensions: 1 }.into(),
                 input_idx,
                 pushed: self.now,
                 was_handed_over: false,

@@ -94,7 +94,7 @@ impl Batch {
             rows: Vec::with_capacity(self.tickets.len()),
         };
         for ticket in &self.tickets {
-            packed.push(&ticket.encoding.input_ids, &ticket.encoding.token_type_ids, ticket.row);
+            packed.push(&ticket.encoding.input_ids, &ticket.encoding.token_type_ids, ticket.row.clone());
         }
         packed
     }

@@ -201,7 +201,7 @@ mod tests {
                 Client::new(lens.len(), self.now, self.now + timeout, Priority::Interactive, accepted);
             let ticket = |(input_idx, &len): (usize, &usize)| Ticket {
                 encoding: Encoding { input_ids: vec![id; len], ..Encoding::default() },
-                row: RowSpec { normalize: false, dimensions: 1 },
+                row: RowSpec { normalize: false, dimensions: 1 }.into(),
                 input_idx,
                 pushed: self.now,
                 was_handed_over: false,

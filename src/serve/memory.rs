@@ -91,7 +91,7 @@ mod tests {
             Client::new(lens.len(), pushed, pushed + Duration::from_secs(60), Priority::Interactive, accepted);
         let ticket = |(input_idx, &len): (usize, &usize)| Ticket {
             encoding: Encoding { input_ids: vec![1; len], ..Encoding::default() },
-            row: RowSpec { normalize: false, dimensions: 1 },
+            row: RowSpec { normalize: false, dimensions: 1 }.into(),
             input_idx,
             pushed,
             was_handed_over: false,

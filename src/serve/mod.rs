@@ -53,6 +53,7 @@ pub use health::{Health, ModelHealth};
 use loss::look_interval;
 use policy::BatchLimits;
 use queue::Gate;
+pub use served::MAX_TOP_K;
 use served::Served;
 
 /// Times and sizes of the engine that are not limits of batching.

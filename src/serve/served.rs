@@ -17,10 +17,10 @@ use super::queue::{Accepted, Gate, Push};
 use super::room::{Places, Room, background_limit};
 use super::ticket::{Answer, Client, Ticket};
 use crate::model::encode::{Encoder, Encoding};
-use crate::model::pack::RowSpec;
+use crate::model::pack::{RowSpec, Wanted};
 use crate::model::{LoadedModel, ModelInfo};
 use crate::output::{Output, Phases, Usage};
-use crate::request::{EmbedParams, Input, Priority, Request, Truncation};
+use crate::request::{EmbedParams, Input, Priority, Request, Task, Truncation};
 use crate::{Error, Result};
 
 /// Token-id inputs of up to this many ids are checked and copied right where they are: it takes
@@ -30,6 +30,9 @@ const INLINE_IDS: usize = 16 << 10;
 /// The part of a request's time that may be expected to pass before its answer. What is left is for the batches
 /// under way, and for the estimate's error: it is of texts of the usual length.
 const LATEST: f64 = 0.8;
+
+/// Tokens that are named for a mask at most: what a row may take is bounded.
+pub const MAX_TOP_K: u32 = 1000;
 
 /// A model with its workers.
 pub struct Served {
@@ -109,11 +112,11 @@ impl Served {
         if is_small_ids(&inputs) {
             let encodings: Result<Vec<Encoding>> =
                 inputs.iter().enumerate().map(|(i, input)| form.encode(&self.encoder, input, i, num_inputs)).collect();
-            self.pusher(client, places, form.row, start)(encodings);
+            self.pusher(client, places, form.row.clone(), start)(encodings);
         } else {
             let encoder = self.encoder.clone();
             let watched = client.clone();
-            let row = form.row;
+            let row = form.row.clone();
             let encode = move |i: usize, input: &Input| match watched.gone(Instant::now()) {
                 None => form.encode(&encoder, input, i, num_inputs),
                 Some(_) => Err(Error::Deadline { timeout: watched.timeout }),
@@ -142,7 +145,7 @@ impl Served {
         &self,
         client: Arc<Client>,
         places: Places,
-        row: RowSpec,
+        row: Wanted,
         start: Instant,
     ) -> impl FnOnce(Result<Vec<Encoding>>) + Send + use<> {
         let (lanes, tokenize) = (self.lanes.clone(), self.metrics.tokenize.clone());
@@ -161,7 +164,7 @@ impl Served {
             let num_tokens = encodings.iter().map(|e| e.input_ids.len() as u32).collect();
             client.encoded(num_tokens, usage, took);
             let ticket = |(input_idx, encoding)| {
-                let client = client.clone();
+                let (client, row) = (client.clone(), row.clone());
                 Ticket { encoding, row, input_idx, pushed, was_handed_over: false, client }
             };
             let tickets = encodings.into_iter().enumerate().map(ticket).collect();
@@ -270,7 +273,7 @@ impl Served {
 
 /// A request's parameters with nothing left to default.
 struct Form {
-    row: RowSpec,
+    row: Wanted,
     prompt: Option<String>,
     truncation: Truncation,
 }
@@ -278,6 +281,10 @@ struct Form {
 impl Form {
     fn of(info: &ModelInfo, params: &EmbedParams) -> Result<Self> {
         let invalid = |field: &str, reason: String| Error::Invalid { field: field.to_string(), reason };
+        if !info.does(&params.task) {
+            let (name, does, asked) = (&info.name, &info.task, params.task.as_str());
+            return Err(invalid("task", format!("model `{name}` does `{does}`, which `{asked}` is not part of")));
+        }
         let dimensions = params.dimensions.unwrap_or(info.hidden_size);
         if dimensions == 0 || dimensions > info.hidden_size {
             return Err(invalid("dimensions", format!("{dimensions} is not in 1 to {}", info.hidden_size)));
@@ -291,11 +298,29 @@ impl Form {
             })?),
         };
         let normalize = params.normalize.unwrap_or(info.normalize);
-        Ok(Self { row: RowSpec { normalize, dimensions }, prompt, truncation: params.truncation })
+        let row = match &params.task {
+            Task::Embed => Wanted::Vector(RowSpec { normalize, dimensions }),
+            Task::EmbedAll => Wanted::TokenVectors,
+            Task::Sparse => Wanted::Sparse,
+            Task::Classify => Wanted::Scores,
+            Task::TokenClassify => Wanted::TokenScores,
+            Task::FillMask { top_k: 0, .. } => return Err(invalid("top_k", "must be at least 1".to_string())),
+            Task::FillMask { top_k, targets } => {
+                Wanted::Masked { top_k: (*top_k).min(MAX_TOP_K), targets: targets.clone() }
+            }
+        };
+        Ok(Self { row, prompt, truncation: params.truncation })
     }
 
     fn encode(&self, encoder: &Encoder, input: &Input, i: usize, num_inputs: usize) -> Result<Encoding> {
         let prompt = self.prompt.as_deref();
+        if let Wanted::Masked { .. } = self.row {
+            let field = if num_inputs == 1 { "input".to_string() } else { format!("input[{i}]") };
+            let encoding = encoder.encode(input, &field, prompt, self.truncation)?;
+            let has_mask = encoder.mask_id().is_some_and(|mask| encoding.input_ids.contains(&mask));
+            let reason = || "has no mask token; the vocabulary calls it `[MASK]` or `<mask>`".to_string();
+            return if has_mask { Ok(encoding) } else { Err(Error::Invalid { field, reason: reason() }) };
+        }
         // The name is only made when something is to be told: most inputs are good.
         let plain = encoder.encode(input, "input", prompt, self.truncation);
         if plain.is_ok() || num_inputs == 1 {
@@ -308,7 +333,7 @@ impl Form {
 fn is_small_ids(inputs: &[Input]) -> bool {
     let mut num_ids = 0;
     inputs.iter().all(|input| match input {
-        Input::Text(_) => false,
+        Input::Text(_) | Input::Pair(..) => false,
         Input::TokenIds(ids) => {
             num_ids += ids.len() + 1;
             num_ids <= INLINE_IDS
@@ -319,6 +344,7 @@ fn is_small_ids(inputs: &[Input]) -> bool {
 fn len_bytes(input: &Input) -> usize {
     match input {
         Input::Text(text) => text.len(),
+        Input::Pair(first, second) => first.len() + second.len(),
         Input::TokenIds(ids) => ids.len(),
     }
 }

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::queue::Accepted;
 use crate::model::encode::Encoding;
-use crate::model::pack::RowSpec;
+use crate::model::pack::Wanted;
 use crate::output::Usage;
 use crate::request::Priority;
 use crate::{Error, Result};
@@ -19,7 +19,8 @@ use crate::{Error, Result};
 /// `Error::Internal` instead of waiting for ever.
 pub struct Ticket {
     pub encoding: Encoding,
-    pub row: RowSpec,
+    /// What is wanted of it.
+    pub row: Wanted,
     /// Place of this input in its request.
     pub input_idx: usize,
     /// When it was put into the queue.

@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use super::batch::{self, Failure};
 use super::worker::Worker;
-use crate::model::pack::{PackedInput, RowSpec};
+use crate::model::ModelInfo;
+use crate::model::pack::PackedInput;
 
 /// Computes a made-up batch, or two: until the device has passed once, the warm-up (the smallest batch and the
 /// largest the limits allow, so that no request is the first to meet either); later the smallest alone.
@@ -40,7 +41,7 @@ pub fn run(worker: &mut Worker) -> Result<(), Failure> {
 
 /// One made-up batch from launch to rows.
 fn compute(worker: &mut Worker, num_seqs: usize, seq_len: usize) -> Result<(), Failure> {
-    let packed = made_up(num_seqs, seq_len, worker.shared.info.hidden_size);
+    let packed = made_up(num_seqs, seq_len, &worker.shared.info);
     let start = Instant::now();
     worker.shared.vitals.set_busy(Some(start));
     batch::launch(&*worker.backend, packed).and_then(|in_flight| batch::finish(in_flight, num_seqs))?;
@@ -50,11 +51,11 @@ fn compute(worker: &mut Worker, num_seqs: usize, seq_len: usize) -> Result<(), F
 }
 
 /// Sequences of token 0, which every vocabulary has: what is computed does not matter, only that it is.
-fn made_up(num_seqs: usize, seq_len: usize, hidden_size: usize) -> PackedInput {
+fn made_up(num_seqs: usize, seq_len: usize, info: &ModelInfo) -> PackedInput {
     let mut packed = PackedInput::default();
     let ids = vec![0; seq_len];
     for _ in 0..num_seqs {
-        packed.push(&ids, &[], RowSpec { normalize: true, dimensions: hidden_size });
+        packed.push(&ids, &[], info.usual_row());
     }
     packed
 }

@@ -170,6 +170,8 @@ pub fn model(name: &str, max_seq_len: usize) -> (LoadedModel, Arc<Controls>) {
         version: "1".into(),
         fingerprint: "fake".into(),
         task: "embed".into(),
+        labels: Vec::new(),
+        is_multi_label: false,
         architecture: "fake".into(),
         dtype: "f32".into(),
         device: "cpu".into(),

@@ -17,10 +17,11 @@ use super::super::{ApiState, write};
 use super::PREFIX;
 use super::records::num_floats;
 use super::wire::{Inference, Parts, push_inference, push_record};
-use crate::inference::CacheUse;
 use crate::inference::keep::{Accepted, Kept, Scope, Submission};
 use crate::inference::stored_form::parameters_of;
-use crate::request::{EmbedParams, Request as Embed, Truncation, TruncationDirection};
+use crate::inference::{CacheUse, Computed};
+use crate::model::DEFAULT_TOP_K;
+use crate::request::{EmbedParams, Request as Embed, Task, Truncation, TruncationDirection};
 use crate::store::record::Record;
 use crate::{Error, Result};
 
@@ -45,10 +46,8 @@ pub struct InferenceBody {
     /// What to compute on. `inputs` is another name for it.
     #[serde(alias = "inputs")]
     pub input: Inputs,
-    /// "embed" is the only task of an embedding model: anything else is refused while the body is read.
-    #[serde(rename = "task")]
-    #[schema(rename = "task")]
-    pub _task: Option<Task>,
+    /// What is computed; without it, what the model was made for.
+    pub task: Option<TaskWord>,
     #[serde(default)]
     pub parameters: Parameters,
     /// On whose behalf: results can be listed and erased by it.
@@ -79,8 +78,19 @@ pub enum Mode {
 /// What is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Task {
+pub enum TaskWord {
+    /// One vector.
     Embed,
+    /// One vector a token.
+    EmbedAll,
+    /// Weights of the vocabulary's tokens.
+    Sparse,
+    /// Labels with their scores; of a model for ranking, how well a pair of texts fits.
+    Classify,
+    /// The best label of each token.
+    TokenClassify,
+    /// The likeliest tokens for each mask.
+    FillMask,
 }
 
 /// How embeddings are made; what is not set is as the model's manifest says.
@@ -96,6 +106,9 @@ pub struct Parameters {
     pub truncate: Option<Side>,
     /// A prompt of the model's manifest, put before every text.
     pub prompt_name: Option<String>,
+    /// Of `fill_mask`: how many tokens are named for a mask; 5 unless it is set.
+    #[schema(minimum = 1, maximum = 1000)]
+    pub top_k: Option<u32>,
 }
 
 /// The side tokens are cut from.
@@ -106,15 +119,21 @@ pub enum Side {
     Right,
 }
 
-impl From<Parameters> for EmbedParams {
-    fn from(parameters: Parameters) -> Self {
+impl Parameters {
+    /// With the task; of `task`, only what masks are filled with is in the parameters.
+    fn with_task(self, task: Task) -> EmbedParams {
+        let parameters = self;
         let truncation = match parameters.truncate {
             None => Truncation::Refuse,
             Some(Side::Left) => Truncation::Cut(TruncationDirection::Left),
             Some(Side::Right) => Truncation::Cut(TruncationDirection::Right),
         };
-        let Parameters { normalize, dimensions, prompt_name, .. } = parameters;
-        Self { normalize, dimensions, truncation, prompt_name }
+        let Parameters { normalize, dimensions, prompt_name, top_k, .. } = parameters;
+        let task = match (task, top_k) {
+            (Task::FillMask { targets, .. }, Some(top_k)) => Task::FillMask { top_k, targets },
+            (task, _) => task,
+        };
+        EmbedParams { task, normalize, dimensions, truncation, prompt_name }
     }
 }
 
@@ -124,6 +143,7 @@ impl From<Parameters> for EmbedParams {
     request_body(content = InferenceBody, examples(
         ("one text" = (value = json!({"model": "all-MiniLM-L6-v2", "input": "The quick brown fox"}))),
         ("for a user, with metadata" = (value = json!({"model": "all-MiniLM-L6-v2", "input": ["w1 w2", "w3"], "user": "u-17", "metadata": {"order": "4711"}}))),
+        ("how well texts answer a question" = (value = json!({"model": "a-reranker", "task": "classify", "input": [["w1 w2", "w3"], ["w1 w2", "w4"]]}))),
         ("later" = (value = json!({"model": "all-MiniLM-L6-v2", "input": "w1", "mode": "async"}))),
         ("not kept" = (value = json!({"model": "all-MiniLM-L6-v2", "input": "w1", "store": false, "parameters": {"dimensions": 8}}))),
     )),
@@ -145,8 +165,12 @@ pub async fn create(State(state): State<ApiState>, request: Request) -> Result<R
     check(&body, is_stored, scope, idempotency_key.is_some())?;
     check_callback(&state, &body)?;
     let (mode, callback) = (body.mode, body.callback);
-    let inputs = body.input.checked("input", state.settings.max_client_batch_size)?;
-    let params = EmbedParams::from(body.parameters);
+    let inputs = body.input.with_pairs("input", state.settings.max_client_batch_size)?;
+    let task = match body.task {
+        Some(word) => task_of(word),
+        None => state.engine.model(body.model.as_deref())?.main_task(),
+    };
+    let params = body.parameters.with_task(task);
     let parameters = parameters_of(&params);
     let request = Embed { model: body.model, inputs, params, deadline, priority };
     if !is_stored {
@@ -171,10 +195,7 @@ pub async fn create(State(state): State<ApiState>, request: Request) -> Result<R
     let num_floats = computed.as_ref().map_or(0, |c| c.rows.iter().map(|row| row.len()).sum());
     let mut response = write::offload(num_floats, move || {
         let mut out = write::buffer(num_floats);
-        match &computed {
-            Some(computed) => push_inference(&mut out, &record, Some(&computed.rows), parts)?,
-            None => push_record(&mut out, &record, parts)?,
-        }
+        push_computed(&mut out, &record, computed.as_ref(), parts)?;
         Ok(out)
     })
     .await?;
@@ -208,6 +229,25 @@ async fn accepted(state: &ApiState, submission: &Submission, callback: Option<St
     *response.status_mut() = status;
     response.headers_mut().extend(head);
     Ok(response)
+}
+
+/// A record with its output: vectors as they were computed, without the copy that the record has of them.
+fn push_computed(out: &mut Vec<u8>, record: &Record, computed: Option<&Computed>, parts: Parts) -> Result<()> {
+    match computed.filter(|computed| computed.task == Task::Embed) {
+        Some(computed) => push_inference(out, record, Some(&computed.rows), parts),
+        None => push_record(out, record, parts),
+    }
+}
+
+fn task_of(word: TaskWord) -> Task {
+    match word {
+        TaskWord::Embed => Task::Embed,
+        TaskWord::EmbedAll => Task::EmbedAll,
+        TaskWord::Sparse => Task::Sparse,
+        TaskWord::Classify => Task::Classify,
+        TaskWord::TokenClassify => Task::TokenClassify,
+        TaskWord::FillMask => Task::FillMask { top_k: DEFAULT_TOP_K, targets: None },
+    }
 }
 
 /// Where a record is found. An id is always a header's value.
@@ -245,7 +285,7 @@ async fn unstored(state: &ApiState, request: Embed, cache_use: CacheUse) -> Resu
     let mut response = write::offload(num_floats, move || {
         let mut out = write::buffer(num_floats);
         let parts = Parts { inputs: false, is_stored: false };
-        push_inference(&mut out, &record, Some(&computed.rows), parts)?;
+        push_computed(&mut out, &record, Some(&computed), parts)?;
         Ok(out)
     })
     .await?;

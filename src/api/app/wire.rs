@@ -55,8 +55,12 @@ pub struct Inference {
 #[derive(ToSchema)]
 #[allow(dead_code)]
 struct Output {
-    /// One embedding an input, in their order.
-    embeddings: Vec<Vec<f32>>,
+    /// Of task `embed`: one embedding an input, in their order.
+    embeddings: Option<Vec<Vec<f32>>>,
+    /// Of the other tasks: one element an input, in their order. `classify`: labels with scores, the best first;
+    /// `token_classify`: the best label of each token, special ones included; `sparse`: pairs of `index` and `value`;
+    /// `embed_all`: one vector a token; `fill_mask`: one list a mask, of tokens with scores, the best first.
+    results: Option<Vec<serde_json::Value>>,
 }
 
 #[derive(ToSchema)]

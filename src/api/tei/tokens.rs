@@ -41,7 +41,7 @@ pub struct SimpleToken {
 }
 
 impl From<Token> for SimpleToken {
-    fn from(Token { id, text, special, start, stop }: Token) -> Self {
+    fn from(Token { id, piece: _, text, special, start, stop }: Token) -> Self {
         Self { id, text, special, start, stop }
     }
 }

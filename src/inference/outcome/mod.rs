@@ -1,0 +1,63 @@
+//! What rows mean to a client: labels with scores, weights of tokens, entities, words for a mask.
+//!
+//! Rows are what is computed and cached; all of this is made of them anew for every answer, and costs nothing beside them.
+
+pub mod entities;
+pub mod scores;
+
+use serde_json::{Value, json};
+
+use super::Computed;
+use crate::output::Row;
+use crate::request::Task;
+
+/// The results of a task as records hold them, `{"results": [...]}` with one element an input; `None` for embeddings,
+/// which have a form of their own.
+///
+/// | task | an element |
+/// |---|---|
+/// | embed_all | `[[f32]]`, one vector a token |
+/// | sparse | `[{index, value}]`, indices rising |
+/// | classify | `[{label, score}]`, the best first |
+/// | token_classify | `[{token, label, score}]`, the best label of each token, special ones included |
+/// | fill_mask | `[[{token, score}]]`, one list a mask, the best first |
+pub fn value(computed: &Computed) -> Option<Value> {
+    let info = &computed.info;
+    let element = |row: &Row| match &computed.task {
+        Task::Embed => Value::Null,
+        Task::EmbedAll => row.chunks_exact(info.hidden_size).map(|token| json!(token)).collect(),
+        Task::Sparse => pairs(row).map(|(index, value)| json!({"index": index, "value": value})).collect(),
+        Task::Classify => {
+            let labels = scores::ranked(info, row, scores::Form::Usual);
+            labels.iter().map(|(label, score)| json!({"label": label, "score": score})).collect()
+        }
+        Task::TokenClassify => {
+            let best = row.chunks_exact(info.labels.len()).map(|token| scores::best(info, token)).enumerate();
+            best.map(|(i, (label, score))| json!({"token": i, "label": label, "score": score})).collect()
+        }
+        Task::FillMask { .. } => {
+            let num_masks = computed.num_masks(row);
+            let list = |mask: &[f32]| -> Value {
+                mask.chunks_exact(2).map(|pair| json!({"token": pair[0] as u32, "score": pair[1]})).collect()
+            };
+            row.chunks_exact(row.len() / num_masks.max(1)).map(list).collect()
+        }
+    };
+    (computed.task != Task::Embed).then(|| json!({"results": computed.rows.iter().map(element).collect::<Vec<_>>()}))
+}
+
+/// The pairs of a sparse row, without the one that stands for none.
+pub fn pairs(row: &[f32]) -> impl Iterator<Item = (u32, f32)> {
+    row.chunks_exact(2).map(|pair| (pair[0] as u32, pair[1])).filter(|(_, value)| *value > 0.0)
+}
+
+impl Computed {
+    /// How many masks a row of [`Task::FillMask`] answers: each has the same number of pairs, and where the likeliest of
+    /// them stands again is where the next one begins.
+    pub fn num_masks(&self, row: &[f32]) -> usize {
+        let Task::FillMask { top_k, targets } = &self.task else { return 0 };
+        let of_vocabulary = targets.as_ref().map_or(self.info.vocab_size, |targets| targets.len());
+        let per_mask = (*top_k as usize).min(crate::serve::MAX_TOP_K as usize).min(of_vocabulary).max(1);
+        row.len() / (2 * per_mask)
+    }
+}
