@@ -44,9 +44,6 @@ pub struct RankBody {
     pub top_n: Option<usize>,
     /// Answer each document beside its score: Jina's default, and not Cohere's.
     pub return_documents: Option<bool>,
-    /// Accepted and not looked at: a pair is cut to what the model takes, as both services do.
-    #[schema(minimum = 1)]
-    pub max_tokens_per_doc: Option<usize>,
 }
 
 /// Whose form the answer has.
@@ -87,7 +84,7 @@ pub async fn answered(
     cache_use: CacheUse,
     dialect: Dialect,
 ) -> Result<Response, Fault> {
-    let RankBody { model, query, documents, top_n, return_documents, max_tokens_per_doc: _ } = body;
+    let RankBody { model, query, documents, top_n, return_documents } = body;
     if top_n == Some(0) {
         let reason = "must be at least 1".to_string();
         return Err(crate::Error::Invalid { field: "top_n".to_string(), reason }.into());

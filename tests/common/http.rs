@@ -12,6 +12,7 @@ use eremois::inference::Inferences;
 use eremois::inference::keep::{KeepSettings, Keeper, KeptInput, Scope};
 use eremois::jobs::inference::Later;
 use eremois::jobs::{JobSettings, Tasks};
+use eremois::model::LoadedModel;
 use eremois::serve::policy::BatchLimits;
 use eremois::serve::{Engine, Health, Settings};
 use eremois::store::cache::Cache;
@@ -109,6 +110,25 @@ pub async fn server_of(
     jobs: JobSettings,
     work: Arc<dyn Work>,
 ) -> Server {
+    let (model, controls) = fake::model("fake", MAX_SEQ_LEN);
+    assembled((model, controls), settings, limits, cache, scope, (jobs, work)).await
+}
+
+/// A server of this model alone, that keeps nothing but what it is asked to.
+pub async fn server_of_model(model: LoadedModel) -> Server {
+    let background = (JobSettings { is_durable: true, ..JobSettings::default() }, Arc::new(MemoryWork::default()) as _);
+    let limits = BatchLimits { max_batch_tokens: 512, ..limits() };
+    assembled((model, Arc::default()), settings(), limits, None, Scope::Application, background).await
+}
+
+async fn assembled(
+    (model, controls): (LoadedModel, Arc<Controls>),
+    settings: ApiSettings,
+    limits: BatchLimits,
+    cache: Option<(Arc<dyn Cache>, Duration)>,
+    scope: Scope,
+    (jobs, work): (JobSettings, Arc<dyn Work>),
+) -> Server {
     let times = Settings {
         heartbeat_interval: Duration::from_secs(3600),
         retry_interval: Duration::from_millis(5),
@@ -116,7 +136,6 @@ pub async fn server_of(
         num_encoders: 2,
     };
     let engine = Arc::new(Engine::with_settings(None, times));
-    let (model, controls) = fake::model("fake", MAX_SEQ_LEN);
     engine.add(model, limits).unwrap();
     let starting = Arc::new(AtomicBool::new(false));
     let inferences = Arc::new(Inferences::new(engine.clone(), cache));

@@ -166,7 +166,7 @@ pub async fn rerank_call(state: &ApiState, call: Call<RerankBody>) -> Result<Res
     let RerankBody { query, texts, jina, raw_scores, return_text, truncate, truncation_direction } = body;
     let texts = match (texts, jina) {
         (None, Jina { model, documents: Some(documents), top_n, return_documents }) => {
-            let body = RankBody { model, query, documents, top_n, return_documents, max_tokens_per_doc: None };
+            let body = RankBody { model, query, documents, top_n, return_documents };
             return rank::answered(state, body, deadline, priority, cache_use, Dialect::Jina).await;
         }
         (Some(texts), _) => texts,
