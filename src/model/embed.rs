@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 
 use super::pack::{PackedInput, Pooling, RowSpec};
-use super::post_norm::PostNormEncoder;
+use super::trunk::Trunk;
 use super::{Backend, InFlight, Rows};
 use crate::ops::CuSeqlens;
 use crate::ops::pool::pool;
@@ -12,7 +12,7 @@ use crate::{Error, Result};
 
 /// An embedding model on one device.
 pub(super) struct EmbedBackend {
-    pub encoder: PostNormEncoder,
+    pub encoder: Box<dyn Trunk>,
     pub pooling: Pooling,
     pub device: Device,
     pub name: ModelName,

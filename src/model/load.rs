@@ -14,10 +14,9 @@ use super::fingerprint::{Facts, fingerprint};
 use super::manifest::{Dtype, ModelSpec};
 use super::names::{self, Names};
 use super::pack::Pooling;
-use super::post_norm::PostNormEncoder;
 use super::sentence::SentenceConfig;
 use super::weights::{Format, Weights, file_error};
-use super::{Backend, LoadedModel, ModelInfo, Placed, tokenizer};
+use super::{Backend, LoadedModel, ModelInfo, Placed, tokenizer, trunk};
 use crate::ops::device;
 use crate::{Error, Result};
 
@@ -206,7 +205,7 @@ fn backend(
     #[cfg(not(feature = "cuda"))]
     let _ = placement;
     Ok(Arc::new(EmbedBackend {
-        encoder: PostNormEncoder::load(weights, config)?,
+        encoder: trunk::load(weights, config)?,
         pooling,
         device: device.clone(),
         name: spec.name.clone(),
