@@ -8,7 +8,6 @@ use candle_core::Tensor;
 
 use super::config::EncoderConfig;
 use super::encoder_weights::EncoderWeights;
-use super::trunk::Trunk;
 use super::weights::Weights;
 use crate::Result;
 use crate::ops::CuSeqlens;
@@ -76,12 +75,6 @@ impl PostNormEncoder {
             hidden = self.layers[i].forward(&hidden, cu_seqlens)?;
         }
         Ok(hidden)
-    }
-}
-
-impl Trunk for PostNormEncoder {
-    fn forward(&self, input_ids: &Tensor, token_type_ids: Option<&Tensor>, cu_seqlens: &CuSeqlens) -> Result<Tensor> {
-        PostNormEncoder::forward(self, input_ids, token_type_ids, cu_seqlens)
     }
 }
 

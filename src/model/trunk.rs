@@ -10,7 +10,7 @@ use crate::Result;
 use crate::ops::CuSeqlens;
 
 /// An encoder on one device.
-pub(super) trait Trunk: Send + Sync {
+pub trait Trunk: Send + Sync {
     /// The hidden states after the last layer.
     ///
     /// Shapes: `input_ids`, `token_type_ids` [total_tokens] u32; no `token_type_ids` means all 0.
@@ -19,10 +19,16 @@ pub(super) trait Trunk: Send + Sync {
     fn forward(&self, input_ids: &Tensor, token_type_ids: Option<&Tensor>, cu_seqlens: &CuSeqlens) -> Result<Tensor>;
 }
 
+impl Trunk for PostNormEncoder {
+    fn forward(&self, input_ids: &Tensor, token_type_ids: Option<&Tensor>, cu_seqlens: &CuSeqlens) -> Result<Tensor> {
+        PostNormEncoder::forward(self, input_ids, token_type_ids, cu_seqlens)
+    }
+}
+
 /// Reads the encoder that the config describes.
 ///
 /// Errors: [`crate::Error::Tensor`] for a tensor that is missing or does not have the config's shape.
-pub(super) fn load(weights: &Weights, config: &EncoderConfig) -> Result<Box<dyn Trunk>> {
+pub fn load(weights: &Weights, config: &EncoderConfig) -> Result<Box<dyn Trunk>> {
     Ok(match &config.deberta {
         Some(deberta) => Box::new(DebertaEncoder::load(weights, config, deberta)?),
         None => Box::new(PostNormEncoder::load(weights, config)?),
