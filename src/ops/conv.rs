@@ -8,8 +8,8 @@ use crate::{Error, Result};
 
 /// `activation(conv(x) + bias)` over each sequence's tokens, zeros beyond its ends.
 ///
-/// A product over each token and its neighbours side by side: for the kernels of three that models have, packing the
-/// neighbours costs a hundredth of the product.
+/// A product over each token and its neighbours side by side: a value that is copied once takes part in as many
+/// multiply-adds as the result has columns.
 pub struct SequenceConv {
     /// [out, kernel_size * in]
     linear: Linear,
