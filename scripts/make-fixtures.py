@@ -9,7 +9,7 @@ The tests read the committed results and need none of this. To make them again:
     scripts/test    # fetches all-MiniLM-L6-v2 in f32
     /tmp/ref/bin/python scripts/make-fixtures.py
 
-What is made, and why it is small (under 1.5 MB in all):
+What is made, and why it is small (about 2 MB in all):
 - models/<name>/: a folder as a user would have it, one architecture and one way of storing it each.
   Position tables end at 130 (512 for bert, 200 for mpnet, whose farthest bucket begins at 128), vocabularies
   have a few hundred tokens. references/<name>.safetensors holds sequences and their vectors for each pooling.
@@ -288,6 +288,8 @@ def make_models():
         max_position_embeddings=128, activation="relu")),
         words, words.token_to_id("[CLS]"), words.token_to_id("[SEP]"), dtype=torch.float16)
 
+    make_kin(pieces, words)
+
     words = word_piece(("<s>", "<pad>", "</s>", "[UNK]", "<mask>"), tokenizers.processors.RobertaProcessing)
     folder = make_plain("mpnet", 5, transformers.MPNetModel(transformers.MPNetConfig(
         vocab_size=words.get_vocab_size(), hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
@@ -304,6 +306,36 @@ def make_models():
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (path, kind) in enumerate(kinds)]) + "\n")
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 512, "do_lower_case": false}\n')
+
+
+def make_kin(pieces, words):
+    """Architectures beside BERT that are post-norm too: narrow ones, with two layers at least."""
+    sizes = dict(hidden_size=32, num_attention_heads=2, intermediate_size=64, max_position_embeddings=128)
+    ends = words.token_to_id("[CLS]"), words.token_to_id("[SEP]")
+
+    make_plain("camembert", 6, transformers.CamembertModel(transformers.CamembertConfig(**{
+        **sizes, "vocab_size": pieces.get_vocab_size(), "num_hidden_layers": 2, "max_position_embeddings": 130,
+        "type_vocab_size": 1, "pad_token_id": 1, "layer_norm_eps": 1e-5}), add_pooling_layer=False), pieces, 0, 2,
+        dtype=torch.float16)
+
+    sizes["vocab_size"] = words.get_vocab_size()
+    make_plain("electra", 7, transformers.ElectraForPreTraining(transformers.ElectraConfig(
+        **sizes, embedding_size=16, num_hidden_layers=2)), words, *ends, dtype=torch.float16)
+    # Five steps on two groups: three of them are the first one's.
+    make_plain("albert", 8, transformers.AlbertForMaskedLM(transformers.AlbertConfig(
+        **sizes, embedding_size=16, num_hidden_layers=5, num_hidden_groups=2, inner_group_num=2)), words, *ends,
+        dtype=torch.float16)
+
+    relative = dict(relative_attention=True, pos_att_type="p2c|c2p", num_hidden_layers=2)
+    make_plain("deberta-v3", 9, transformers.DebertaV2ForMaskedLM(transformers.DebertaV2Config(
+        **sizes, **relative, position_biased_input=False, position_buckets=16, share_att_key=True,
+        norm_rel_ebd="layer_norm", type_vocab_size=0)), words, *ends, dtype=torch.float16)
+    make_plain("deberta-v2-conv", 10, transformers.DebertaV2Model(transformers.DebertaV2Config(
+        **sizes, **relative, max_relative_positions=24, conv_kernel_size=3, conv_act="gelu", type_vocab_size=2)),
+        words, *ends, dtype=torch.float16)
+    make_plain("deberta-v1", 11, transformers.DebertaModel(transformers.DebertaConfig(
+        **sizes, **relative, max_relative_positions=40, position_biased_input=False, type_vocab_size=0)), words, *ends,
+        dtype=torch.float16)
 
 
 def make_minilm():

@@ -1,9 +1,12 @@
 //! What a model's own files say of its shape: `config.json` or GGUF metadata.
 
+pub mod deberta;
+
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use self::deberta::DebertaConfig;
 use super::weights::file_error;
 use super::weights::gguf::GgufFile;
 use crate::ops::linear::Activation;
@@ -18,16 +21,28 @@ pub enum Architecture {
     XlmRoberta,
     DistilBert,
     MpNet,
+    /// BERT whose tables may be narrower than its layers.
+    Electra,
+    /// BERT with narrower tables, and with layers that share their weights.
+    Albert,
+    /// DeBERTa, the first version.
+    Deberta,
+    /// DeBERTa v2 and v3.
+    DebertaV2,
 }
 
 /// `model_type` names and what they load as, in the order errors list them.
-const ARCHITECTURES: [(&str, Architecture); 6] = [
+const ARCHITECTURES: [(&str, Architecture); 10] = [
     ("bert", Architecture::Bert),
     ("roberta", Architecture::Roberta),
     ("xlm-roberta", Architecture::XlmRoberta),
     ("camembert", Architecture::Roberta),
     ("distilbert", Architecture::DistilBert),
     ("mpnet", Architecture::MpNet),
+    ("electra", Architecture::Electra),
+    ("albert", Architecture::Albert),
+    ("deberta", Architecture::Deberta),
+    ("deberta-v2", Architecture::DebertaV2),
 ];
 
 /// `hidden_act` names. `gelu_fast` and `gelu_python_tanh` compute what `gelu_new` does.
@@ -63,6 +78,21 @@ pub struct EncoderConfig {
     pub type_vocab_size: Option<usize>,
     /// Rows of MPNet's table of relative distances.
     pub num_relative_buckets: Option<usize>,
+    /// Columns of the tables where a linear leads from them to the layers; `None` where they have `hidden_size`.
+    pub projected_from: Option<usize>,
+    /// How layers share their weights; `None` where each has its own.
+    pub sharing: Option<LayerSharing>,
+    /// What DeBERTa has beside the rest.
+    pub deberta: Option<DebertaConfig>,
+}
+
+/// ALBERT's layers: each of `num_layers` steps is one group, whose layers follow one another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerSharing {
+    /// Groups with weights of their own.
+    pub num_groups: usize,
+    /// Layers with weights of their own in each group.
+    pub layers_per_group: usize,
 }
 
 impl Architecture {
@@ -83,6 +113,29 @@ impl EncoderConfig {
         self.num_positions - self.position_offset
     }
 
+    /// Columns of the tables.
+    pub fn embedding_size(&self) -> usize {
+        self.projected_from.unwrap_or(self.hidden_size)
+    }
+
+    /// Layers that have weights of their own.
+    pub fn num_own_layers(&self) -> usize {
+        self.sharing.map_or(self.num_layers, |sharing| sharing.num_groups * sharing.layers_per_group)
+    }
+
+    /// Which of the layers with weights of their own are computed, one after another.
+    pub fn layer_order(&self) -> Vec<usize> {
+        let Some(LayerSharing { num_groups, layers_per_group }) = self.sharing else {
+            return (0..self.num_layers).collect();
+        };
+        // In this order and in f64, as transformers divides: a rounding decides where a group ends.
+        let steps_per_group = self.num_layers as f64 / num_groups as f64;
+        let group = |step: usize| ((step as f64 / steps_per_group) as usize).min(num_groups - 1);
+        (0..self.num_layers)
+            .flat_map(|step| (0..layers_per_group).map(move |i| group(step) * layers_per_group + i))
+            .collect()
+    }
+
     /// Reads `config.json`. `architecture` goes before the file's `model_type`.
     /// Returns the name the architecture goes by, and the shape.
     ///
@@ -94,7 +147,10 @@ impl EncoderConfig {
             .or(raw.model_type.clone())
             .ok_or_else(|| file_error(path, "`model_type` is missing"))?;
         let architecture = Architecture::parse(&name, path)?;
-        let config = raw.check(architecture, path)?;
+        let mut config = raw.check(architecture, path)?;
+        if matches!(architecture, Architecture::Deberta | Architecture::DebertaV2) {
+            config.deberta = Some(DebertaConfig::from_json(path, &config)?);
+        }
         Ok((name, config))
     }
 
@@ -132,6 +188,9 @@ impl EncoderConfig {
             position_offset: 0,
             type_vocab_size,
             num_relative_buckets: None,
+            projected_from: None,
+            sharing: None,
+            deberta: None,
         };
         config.checked(path).map(|config| (name.to_string(), config))
     }
@@ -144,6 +203,9 @@ impl EncoderConfig {
             ("num_layers", self.num_layers),
             ("num_heads", self.num_heads),
             ("intermediate_size", self.intermediate_size),
+            ("embedding_size", self.embedding_size()),
+            ("num_hidden_groups", self.sharing.map_or(1, |sharing| sharing.num_groups)),
+            ("inner_group_num", self.sharing.map_or(1, |sharing| sharing.layers_per_group)),
         ];
         if let Some((key, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return Err(file_error(path, format!("`{key}` is 0")));
@@ -182,6 +244,9 @@ struct RawConfig {
     pad_token_id: Option<usize>,
     position_embedding_type: Option<String>,
     relative_attention_num_buckets: Option<usize>,
+    embedding_size: Option<usize>,
+    num_hidden_groups: Option<usize>,
+    inner_group_num: Option<usize>,
     #[serde(default)]
     is_decoder: bool,
 }
@@ -197,35 +262,56 @@ impl RawConfig {
         if self.is_decoder {
             return Err(file_error(path, "`is_decoder` is true; encoders are supported"));
         }
-        let activation = self.hidden_act.as_deref().unwrap_or("gelu");
+        let default_activation = if architecture == Architecture::Albert { "gelu_new" } else { "gelu" };
+        let activation = self.hidden_act.as_deref().unwrap_or(default_activation);
         let position_offset = match architecture {
-            Architecture::Bert | Architecture::DistilBert => 0,
             // Position ids count from padding_idx + 1, the rows up to it are kept for padding.
             // A known difference: a padding token written into a text has an ordinary position here, where
             // transformers gives it padding_idx.
             Architecture::Roberta | Architecture::XlmRoberta => self.pad_token_id.unwrap_or(1) + 1,
             // transformers fixes MPNet's padding_idx at 1 whatever the config says.
             Architecture::MpNet => 2,
+            _ => 0,
         };
         let type_vocab_size = match architecture {
             Architecture::DistilBert | Architecture::MpNet => None,
+            Architecture::Deberta | Architecture::DebertaV2 => self.type_vocab_size.filter(|&rows| rows > 0),
             _ => Some(self.type_vocab_size.unwrap_or(2)),
+        };
+        let hidden_size = need("hidden_size", self.hidden_size)?;
+        let embedding_size = self.embedding_size.unwrap_or(128);
+        let projected_from = match architecture {
+            // ELECTRA has the linear only where it changes the width.
+            Architecture::Electra => Some(embedding_size).filter(|&size| size != hidden_size),
+            Architecture::Albert => Some(embedding_size),
+            _ => None,
+        };
+        let sharing = (architecture == Architecture::Albert).then_some(LayerSharing {
+            num_groups: self.num_hidden_groups.unwrap_or(1),
+            layers_per_group: self.inner_group_num.unwrap_or(1),
+        });
+        let default_eps = match architecture {
+            Architecture::Deberta | Architecture::DebertaV2 => 1e-7,
+            // DistilBERT has no key for it.
+            _ => 1e-12,
         };
         EncoderConfig {
             architecture,
             vocab_size: need("vocab_size", self.vocab_size)?,
-            hidden_size: need("hidden_size", self.hidden_size)?,
+            hidden_size,
             num_layers: need("num_hidden_layers", self.num_hidden_layers)?,
             num_heads: need("num_attention_heads", self.num_attention_heads)?,
             intermediate_size: need("intermediate_size", self.intermediate_size)?,
             activation: lookup(&ACTIVATIONS, "activation", activation, path)?,
-            // DistilBERT has no key for it.
-            layer_norm_eps: self.layer_norm_eps.unwrap_or(1e-12),
+            layer_norm_eps: self.layer_norm_eps.unwrap_or(default_eps),
             num_positions: need("max_position_embeddings", self.max_position_embeddings)?,
             position_offset,
             type_vocab_size,
             num_relative_buckets: (architecture == Architecture::MpNet)
                 .then_some(self.relative_attention_num_buckets.unwrap_or(32)),
+            projected_from,
+            sharing,
+            deberta: None,
         }
         .checked(path)
     }

@@ -203,6 +203,14 @@ impl InFlight for OnDevice {
 
 /// Whether the kernels compute this model; if not, why.
 pub(super) fn supported(config: &EncoderConfig) -> Result<(), String> {
+    let lacking = [
+        (config.deberta.is_some(), "disentangled attention"),
+        (config.projected_from.is_some(), "embeddings narrower than the layers"),
+        (config.sharing.is_some(), "layers that share weights"),
+    ];
+    if let Some((_, what)) = lacking.iter().find(|(has, _)| *has) {
+        return Err(format!("the kernels do not compute {what}"));
+    }
     sizes(config).supported()
 }
 
@@ -266,6 +274,23 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_kernels_do_not_compute_is_named() {
+        let models = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
+        for (name, what) in [
+            ("deberta-v1", "disentangled attention"),
+            ("deberta-v3", "disentangled attention"),
+            ("electra", "narrower"),
+            ("albert", "narrower"),
+        ] {
+            let (_, config) = EncoderConfig::from_json(&models.join(name).join("config.json"), None).unwrap();
+            let reason = supported(&config).unwrap_err();
+            assert!(reason.contains(what), "{name}: {reason}");
+        }
+        let (_, config) = EncoderConfig::from_json(&models.join("bert-f16/config.json"), None).unwrap();
+        assert_eq!(supported(&config), Ok(()));
+    }
 
     #[test]
     fn cosine_tells_the_same_from_another_and_from_nothing() {

@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 
 use super::head::Head;
 use super::pack::{PackedInput, RowSpec, Wanted};
-use super::post_norm::PostNormEncoder;
+use super::trunk::Trunk;
 use super::{Backend, InFlight, Rows};
 use crate::ops::CuSeqlens;
 use crate::ops::pool::pool;
@@ -13,7 +13,7 @@ use crate::{Error, Result};
 
 /// A text model on one device.
 pub(super) struct EmbedBackend {
-    pub encoder: PostNormEncoder,
+    pub trunk: Box<dyn Trunk>,
     pub head: Head,
     pub device: Device,
     pub name: ModelName,
@@ -38,7 +38,7 @@ impl Backend for EmbedBackend {
                 true => Some(Tensor::from_vec(token_type_ids, total, &self.device)?),
                 false => None,
             };
-            let hidden = self.encoder.forward(&input_ids, token_type_ids.as_ref(), &cu_seqlens)?;
+            let hidden = self.trunk.forward(&input_ids, token_type_ids.as_ref(), &cu_seqlens)?;
             let name = self.name.clone();
             Ok(match (&self.head, vectors) {
                 (Head::Vectors(pooling), Some(rows)) => {

@@ -16,10 +16,9 @@ use super::labels::HeadConfig;
 use super::manifest::{Dtype, ModelSpec};
 use super::names::{self, Names};
 use super::pack::Pooling;
-use super::post_norm::PostNormEncoder;
 use super::sentence::SentenceConfig;
 use super::weights::{Format, Weights, file_error};
-use super::{Backend, LoadedModel, ModelInfo, Placed, tokenizer};
+use super::{Backend, LoadedModel, ModelInfo, Placed, tokenizer, trunk};
 use crate::ops::device;
 use crate::{Error, Result};
 
@@ -214,7 +213,7 @@ fn backend(
     #[cfg(not(feature = "cuda"))]
     let _ = placement;
     Ok(Arc::new(EmbedBackend {
-        encoder: PostNormEncoder::load(weights, config)?,
+        trunk: trunk::load(weights, config)?,
         head: head_weights::read(weights, config, &info.task, pooling, info.labels.len(), mask_id)?,
         device: device.clone(),
         name: spec.name.clone(),

@@ -4,6 +4,7 @@
 //! written against these two and can be tested with a model that computes nothing.
 
 pub mod config;
+mod deberta;
 #[cfg(feature = "cuda")]
 mod device_embed;
 mod embed;
@@ -27,6 +28,7 @@ pub mod repository;
 mod section;
 pub mod sentence;
 mod tokenizer;
+mod trunk;
 pub mod weights;
 
 use std::collections::BTreeMap;

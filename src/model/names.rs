@@ -4,13 +4,15 @@ use super::config::Architecture;
 use super::weights::{Format, Weights, file_error};
 use crate::Result;
 
-/// Names of one encoder's tensors. A layer's names follow `layer` with the layer's index for `{}`;
-/// each linear and norm has a `.weight` and a `.bias`.
+/// Names of one encoder's tensors. A layer's names follow `layer` with the layer's index for `{}`, or its group's
+/// for `{group}` and its own within the group for `{inner}`; each linear and norm has a `.weight` and a `.bias`.
 pub(super) struct Names {
     pub word: &'static str,
     pub position: &'static str,
     pub token_type: &'static str,
     pub embedding_norm: &'static str,
+    /// The linear from narrower tables to the layers: ELECTRA's, ALBERT's.
+    pub projection: &'static str,
     /// MPNet's table of relative distances.
     pub relative_bias: &'static str,
     pub layer: &'static str,
@@ -31,6 +33,7 @@ const BERT: Names = Names {
     position: "embeddings.position_embeddings.weight",
     token_type: "embeddings.token_type_embeddings.weight",
     embedding_norm: "embeddings.LayerNorm",
+    projection: "embeddings_project",
     relative_bias: "encoder.relative_attention_bias.weight",
     layer: "encoder.layer.{}.",
     query: "attention.self.query",
@@ -68,12 +71,36 @@ const DISTILBERT: Names = Names {
     ..BERT
 };
 
+const ALBERT: Names = Names {
+    projection: "encoder.embedding_hidden_mapping_in",
+    layer: "encoder.albert_layer_groups.{group}.albert_layers.{inner}.",
+    query: "attention.query",
+    key: "attention.key",
+    value: "attention.value",
+    qkv: "attention.qkv",
+    attention_output: "attention.dense",
+    attention_norm: "attention.LayerNorm",
+    up: "ffn",
+    down: "ffn_output",
+    output_norm: "full_layer_layer_norm",
+    ..BERT
+};
+
+/// The first version has query, key and value in `in_proj`, and is read by [`super::deberta`].
+const DEBERTA: Names = Names {
+    query: "attention.self.query_proj",
+    key: "attention.self.key_proj",
+    value: "attention.self.value_proj",
+    ..BERT
+};
+
 /// llama.cpp's names, the same for every BERT-like encoder.
 pub(super) const GGUF: Names = Names {
     word: "token_embd.weight",
     position: "position_embd.weight",
     token_type: "token_types.weight",
     embedding_norm: "token_embd_norm",
+    projection: "token_embd_projection",
     relative_bias: "attn_rel_b.weight",
     layer: "blk.{}.",
     query: "attn_q",
@@ -92,10 +119,19 @@ impl Names {
     pub fn of(architecture: Architecture, format: Format) -> &'static Names {
         match (format, architecture) {
             (Format::Gguf, _) => &GGUF,
-            (_, Architecture::Bert | Architecture::Roberta | Architecture::XlmRoberta) => &BERT,
+            (_, Architecture::Bert | Architecture::Roberta | Architecture::XlmRoberta | Architecture::Electra) => &BERT,
             (_, Architecture::DistilBert) => &DISTILBERT,
             (_, Architecture::MpNet) => &MPNET,
+            (_, Architecture::Albert) => &ALBERT,
+            (_, Architecture::Deberta | Architecture::DebertaV2) => &DEBERTA,
         }
+    }
+
+    /// What stands before the names of layer `i`, of `layers_per_group` layers in a group.
+    pub fn layer(&self, i: usize, layers_per_group: usize) -> String {
+        let (group, inner) = (i / layers_per_group, i % layers_per_group);
+        let layer = self.layer.replace("{}", &i.to_string());
+        layer.replace("{group}", &group.to_string()).replace("{inner}", &inner.to_string())
     }
 
     /// What stands before every name: "" for a bare encoder, "bert." or "roberta." where a head was

@@ -1,7 +1,8 @@
-//! The post-norm encoder: BERT and its kin, who differ in names, positions, token types and MPNet's
-//! relative bias, all of it data here.
+//! The post-norm encoder: BERT and its kin, who differ in names, positions, token types, MPNet's relative bias,
+//! the width of ELECTRA's and ALBERT's tables and the layers that ALBERT computes again, all of it data here.
 //!
-//! Source: Devlin et al. 2018 (BERT); Vaswani et al. 2017, section 3.1 (the layer).
+//! Source: Devlin et al. 2018 (BERT); Vaswani et al. 2017, section 3.1 (the layer); Lan et al. 2019, section 3.1
+//! (ALBERT).
 
 use candle_core::Tensor;
 
@@ -20,7 +21,11 @@ use crate::ops::weights::{LayerWeights, LinearWeights, NormWeights};
 /// An encoder on one device, from token ids to hidden states.
 pub struct PostNormEncoder {
     embedding: Embedding,
+    projection: Option<Linear>,
+    /// Those with weights of their own.
     layers: Vec<Layer>,
+    /// Which of them are computed, one after another.
+    order: Vec<usize>,
 }
 
 struct Layer {
@@ -44,10 +49,11 @@ impl PostNormEncoder {
             norm(tables.norm, config)?,
             config.position_offset,
         )?;
+        let projection = reader.projection()?.map(|weights| linear(weights, Activation::None)).transpose()?;
         // One table for all layers: the tensor is shared, not copied.
         let distance_bias = reader.distance_bias()?;
-        let layers = (0..config.num_layers).map(|i| Layer::new(reader.layer(i)?, config, distance_bias.as_ref()));
-        Ok(Self { embedding, layers: layers.collect::<Result<_>>()? })
+        let layers = (0..config.num_own_layers()).map(|i| Layer::new(reader.layer(i)?, config, distance_bias.as_ref()));
+        Ok(Self { embedding, projection, layers: layers.collect::<Result<_>>()?, order: config.layer_order() })
     }
 
     /// The hidden states after the last layer.
@@ -62,8 +68,11 @@ impl PostNormEncoder {
         cu_seqlens: &CuSeqlens,
     ) -> Result<Tensor> {
         let mut hidden = self.embedding.forward(input_ids, token_type_ids, cu_seqlens)?;
-        for layer in &self.layers {
-            hidden = layer.forward(&hidden, cu_seqlens)?;
+        if let Some(projection) = &self.projection {
+            hidden = projection.forward(&hidden)?;
+        }
+        for &i in &self.order {
+            hidden = self.layers[i].forward(&hidden, cu_seqlens)?;
         }
         Ok(hidden)
     }
@@ -90,10 +99,10 @@ impl Layer {
     }
 }
 
-fn linear(weights: LinearWeights, activation: Activation) -> Result<Linear> {
+pub(super) fn linear(weights: LinearWeights, activation: Activation) -> Result<Linear> {
     Linear::new(weights.weight, Some(weights.bias), activation)
 }
 
-fn norm(weights: NormWeights, config: &EncoderConfig) -> Result<AddLayerNorm> {
+pub(super) fn norm(weights: NormWeights, config: &EncoderConfig) -> Result<AddLayerNorm> {
     AddLayerNorm::new(weights.weight, weights.bias, config.layer_norm_eps)
 }

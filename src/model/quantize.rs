@@ -93,9 +93,12 @@ pub fn quantize(spec: &ModelSpec, target: Target, path: &Path) -> Result<Written
         return Err(fault(weights.path(), "is GGUF already; quantize the safetensors it was made from"));
     }
     let config_file = sentence.transformer_dir.join("config.json");
-    let (_, config) = EncoderConfig::from_json(&config_file, spec.architecture.as_deref())?;
+    let (architecture, config) = EncoderConfig::from_json(&config_file, spec.architecture.as_deref())?;
     if config.activation != Activation::Gelu {
         return Err(fault(&config_file, "`hidden_act` is not gelu, and GGUF has no key to say so"));
+    }
+    if config.projected_from.is_some() || config.sharing.is_some() || config.deberta.is_some() {
+        return Err(fault(&config_file, format!("`model_type` {architecture}: GGUF has no form for such an encoder")));
     }
     let renamed = renamed(&config);
     let prefix = Names::of(config.architecture, Format::Safetensors).prefix(&weights)?;

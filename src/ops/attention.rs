@@ -128,18 +128,18 @@ impl CustomOp1 for CpuAttention<'_> {
 
 /// Some queries of one sequence, over all heads: the piece of work one thread takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Task {
+pub(super) struct Task {
     /// The sequence's first token and its length.
-    start: usize,
-    len: usize,
+    pub(super) start: usize,
+    pub(super) len: usize,
     /// The queries within the sequence.
-    first_query: usize,
-    num_queries: usize,
+    pub(super) first_query: usize,
+    pub(super) num_queries: usize,
 }
 
 /// Whole sequences where there are enough of them; long ones are cut, because every cut packs the
 /// sequence's keys and values once more.
-fn tasks(cu_seqlens: &CuSeqlens, num_threads: usize) -> Vec<Task> {
+pub(super) fn tasks(cu_seqlens: &CuSeqlens, num_threads: usize) -> Vec<Task> {
     // Packing costs as much as about eight queries, so a cut of 48 loses at most a sixth.
     const LEAST_QUERIES: usize = 48;
     let most = match num_threads {
@@ -169,7 +169,7 @@ struct Block<'a> {
 }
 
 /// Queries whose scores are held at a time: 24 KB at 512 keys, so that they stay in the first-level cache.
-const SCORE_ROWS: usize = 2 * TILE_ROWS;
+pub(super) const SCORE_ROWS: usize = 2 * TILE_ROWS;
 
 impl WithSimd for Block<'_> {
     type Output = ();
@@ -231,7 +231,7 @@ impl WithSimd for Block<'_> {
 ///
 /// Shapes: `rows` [len, ld], of which the first head_dim columns are the keys. Columns beyond `len` are 0.
 #[inline(always)]
-fn pack_keys<S: Simd>(rows: &[f32], ld: usize, len: usize, head_dim: usize, scale: f32, panels: &mut [f32]) {
+pub(super) fn pack_keys<S: Simd>(rows: &[f32], ld: usize, len: usize, head_dim: usize, scale: f32, panels: &mut [f32]) {
     let lanes = S::F32_LANES;
     let tile = tile_vectors::<S>() * lanes;
     let padded_len = len.next_multiple_of(lanes);
@@ -258,7 +258,7 @@ fn pack_keys<S: Simd>(rows: &[f32], ld: usize, len: usize, head_dim: usize, scal
 /// Shapes: `rows` [len, ld], of which the first head_dim columns are the values. Columns beyond head_dim
 /// stay as they are; nobody reads what comes of them.
 #[inline(always)]
-fn pack_values<S: Simd>(rows: &[f32], ld: usize, len: usize, head_dim: usize, panels: &mut [f32]) {
+pub(super) fn pack_values<S: Simd>(rows: &[f32], ld: usize, len: usize, head_dim: usize, panels: &mut [f32]) {
     let lanes = S::F32_LANES;
     let tile = tile_vectors::<S>() * lanes;
     let padded_dim = head_dim.next_multiple_of(lanes);
@@ -277,7 +277,7 @@ fn pack_values<S: Simd>(rows: &[f32], ld: usize, len: usize, head_dim: usize, pa
 /// Shapes: `x` [rows, ldx]; `panels` [depth, padded_columns] in panels; `out` [rows, ld].
 #[allow(clippy::too_many_arguments)] // Two strided operands and a place in the result have so many.
 #[inline(always)]
-fn multiply<S: Simd>(
+pub(super) fn multiply<S: Simd>(
     simd: S,
     x: &[f32],
     ldx: usize,
@@ -310,7 +310,7 @@ fn multiply<S: Simd>(
 ///
 /// Shapes: `scores` a whole number of vectors.
 #[inline(always)]
-fn exponentials<S: Simd>(simd: S, scores: &mut [f32], num_keys: usize) -> f32 {
+pub(super) fn exponentials<S: Simd>(simd: S, scores: &mut [f32], num_keys: usize) -> f32 {
     let lanes = S::F32_LANES;
     let used = num_keys.next_multiple_of(lanes);
     scores[num_keys..used].fill(f32::NEG_INFINITY);

@@ -15,9 +15,11 @@
 //! The same composition is what the CPU forward is tested against.
 
 pub mod attention;
+pub mod conv;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod device;
+pub mod disentangled;
 pub mod embedding;
 mod gemm;
 pub mod linear;

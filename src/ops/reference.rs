@@ -7,6 +7,7 @@ use candle_core::{D, DType, Device, IndexOp, Tensor};
 
 use super::CuSeqlens;
 use super::attention::Mask;
+use super::disentangled::RelativePositions;
 use super::linear::Activation;
 use super::pool::{Pooling, RowSpec};
 use crate::Result;
@@ -59,6 +60,52 @@ pub fn attention(
         if mask == Mask::Causal {
             scores = scores.broadcast_add(&causal_mask(len, qkv.device())?)?;
         }
+        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(v.dtype())?;
+        outputs.push(weights.matmul(&v)?.transpose(0, 1)?.reshape((len, width))?);
+    }
+    Ok(Tensor::cat(&outputs, 0)?)
+}
+
+/// `softmax(scale (q·k + q·position_key + k·position_query)) v` of each sequence and head by itself, softmax in f32.
+///
+/// Shapes: `qkv` [total_tokens, 3 * num_heads * head_dim]. Returns [total_tokens, num_heads * head_dim].
+pub fn disentangled(
+    qkv: &Tensor,
+    cu_seqlens: &CuSeqlens,
+    num_heads: usize,
+    head_dim: usize,
+    scale: f64,
+    positions: Option<&RelativePositions>,
+) -> Result<Tensor> {
+    let width = num_heads * head_dim;
+    // [rows, width] -> [num_heads, rows, head_dim]
+    let by_head = |x: &Tensor| -> candle_core::Result<Tensor> {
+        x.reshape((x.dim(0)?, num_heads, head_dim))?.transpose(0, 1)?.contiguous()
+    };
+    let mut outputs = Vec::with_capacity(cu_seqlens.num_seqs());
+    for range in cu_seqlens.ranges() {
+        let len = range.len();
+        let rows = qkv.narrow(0, range.start, len)?;
+        let part = |i: usize| -> candle_core::Result<Tensor> { by_head(&rows.narrow(1, i * width, width)?) };
+        let (q, k, v) = (part(0)?, part(1)?, part(2)?);
+        let mut scores = q.matmul(&k.t()?)?;
+        if let Some(RelativePositions { rows, keys, queries }) = positions {
+            let reach = rows.len() / 2;
+            let by_query: Vec<u32> =
+                (0..len).flat_map(|query| (0..len).map(move |key| rows[reach + query - key])).collect();
+            let by_query = Tensor::from_vec(by_query, (1, len, len), qkv.device())?;
+            let expanded = |idx: &Tensor| idx.broadcast_as((num_heads, len, len))?.contiguous();
+            if let Some(keys) = keys {
+                let all = q.matmul(&by_head(keys)?.t()?)?;
+                scores = (scores + all.gather(&expanded(&by_query)?, 2)?)?;
+            }
+            if let Some(queries) = queries {
+                // By key and query, then the other way round.
+                let all = k.matmul(&by_head(queries)?.t()?)?;
+                scores = (scores + all.gather(&expanded(&by_query.transpose(1, 2)?)?, 2)?.transpose(1, 2)?)?;
+            }
+        }
+        let scores = (scores.to_dtype(DType::F32)? * scale)?;
         let weights = candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(v.dtype())?;
         outputs.push(weights.matmul(&v)?.transpose(0, 1)?.reshape((len, width))?);
     }

@@ -56,6 +56,18 @@ proptest! {
     fn a_row_of_mpnet_is_the_same_alone(lengths in lengths(200)) {
         check_alone_and_together(&load_dir(&fixture("mpnet")).unwrap(), &lengths);
     }
+
+    #[test]
+    fn a_row_of_albert_is_the_same_alone(lengths in lengths(128)) {
+        check_alone_and_together(&load_dir(&fixture("albert")).unwrap(), &lengths);
+    }
+
+    #[test]
+    fn a_row_of_deberta_is_the_same_alone(lengths in lengths(128)) {
+        for name in ["deberta-v1", "deberta-v2-conv", "deberta-v3"] {
+            check_alone_and_together(&load_dir(&fixture(name)).unwrap(), &lengths);
+        }
+    }
 }
 
 #[test]
@@ -90,8 +102,15 @@ fn each_row_has_the_form_it_asks_for() {
 fn token_types_count_where_a_model_has_them() {
     let ids = vec![2, 9, 3];
     let row = RowSpec { normalize: true, dimensions: 64 };
-    for (name, differs) in [("bert-f16", true), ("distilbert-masked-lm", false)] {
+    for (name, differs) in [
+        ("bert-f16", true),
+        ("distilbert-masked-lm", false),
+        ("albert", true),
+        ("deberta-v2-conv", true),
+        ("deberta-v3", false),
+    ] {
         let model = load_dir(&fixture(name)).unwrap();
+        let row = RowSpec { dimensions: model.info.hidden_size, ..row };
         let mut batch = PackedInput::default();
         batch.push(&ids, &[], row);
         batch.push(&ids, &[0, 1, 1], row);

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Tensor};
 use eremois::Error;
+use eremois::model::quantize::{Target, quantize};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -290,7 +291,10 @@ fn configs() {
             "bert-f16",
             "unknown architecture",
             |c| config(c, "model_type", json!("llama")),
-            &["architecture `llama`", "bert, roberta, xlm-roberta, camembert, distilbert, mpnet"],
+            &[
+                "architecture `llama`",
+                "bert, roberta, xlm-roberta, camembert, distilbert, mpnet, electra, albert, deberta, deberta-v2",
+            ],
         ),
         case(
             "bert-f16",
@@ -425,5 +429,56 @@ proptest! {
         }
         copy.write(file, bytes);
         let _ = load_dir(copy.dir());
+    }
+}
+
+/// A key that asks for what is not computed is refused: a model without it gives other vectors.
+#[test]
+fn keys_of_electra_albert_and_deberta() {
+    let keys: [(&str, &str, serde_json::Value, &[&str]); 22] = [
+        ("electra", "embedding_size", json!(32), &["embeddings.word_embeddings.weight", "[220, 32]", "[220, 16]"]),
+        ("electra", "embedding_size", json!(0), &["`embedding_size` is 0"]),
+        ("albert", "embedding_size", json!(24), &["embeddings.word_embeddings.weight", "[220, 24]"]),
+        ("albert", "num_hidden_groups", json!(0), &["`num_hidden_groups` is 0"]),
+        ("albert", "inner_group_num", json!(0), &["`inner_group_num` is 0"]),
+        ("albert", "num_hidden_groups", json!(3), &["albert_layer_groups.2.albert_layers.0", "no such tensor"]),
+        ("albert", "inner_group_num", json!(3), &["albert_layer_groups.0.albert_layers.2", "no such tensor"]),
+        ("deberta-v3", "pos_att_type", json!("c2p|p2p"), &["`pos_att_type` p2p", "c2p, p2c"]),
+        ("deberta-v3", "norm_rel_ebd", json!("batch_norm"), &["`norm_rel_ebd` batch_norm", "layer_norm"]),
+        ("deberta-v3", "position_buckets", json!(1), &["`position_buckets` 1"]),
+        ("deberta-v3", "position_buckets", json!(254), &["`position_buckets` 254", "less than 254"]),
+        ("deberta-v3", "position_buckets", json!(20), &["encoder.rel_embeddings.weight", "[40, 32]", "[32, 32]"]),
+        ("deberta-v3", "embedding_size", json!(16), &["`embedding_size` 16"]),
+        ("deberta-v3", "attention_head_size", json!(8), &["`attention_head_size` 8"]),
+        ("deberta-v2-conv", "conv_kernel_size", json!(4), &["`conv_kernel_size` 4", "odd"]),
+        ("deberta-v2-conv", "conv_groups", json!(2), &["`conv_groups` 2"]),
+        ("deberta-v2-conv", "conv_act", json!("mish"), &["`conv_act` `mish`", "tanh"]),
+        ("deberta-v1", "talking_head", json!(true), &["`talking_head` true"]),
+        ("deberta-v1", "share_att_key", json!(true), &["`share_att_key`", "deberta-v2"]),
+        ("deberta-v1", "position_buckets", json!(16), &["`position_buckets`", "deberta-v2"]),
+        ("deberta-v1", "norm_rel_ebd", json!("layer_norm"), &["`norm_rel_ebd`", "deberta-v2"]),
+        ("deberta-v1", "conv_kernel_size", json!(3), &["`conv_kernel_size`", "deberta-v2"]),
+    ];
+    for (name, key, value, words) in keys {
+        let copy = Copied::of(name);
+        config(&copy, key, value.clone());
+        let error = load_dir(copy.dir()).map(drop).expect_err(&format!("{name} loads with {key} {value}"));
+        assert!(matches!(error, Error::ModelFile { .. } | Error::Tensor { .. }), "{error:?}");
+        for word in words {
+            assert!(error.to_string().contains(word), "{name}, {key} {value}: no `{word}` in: {error}");
+        }
+    }
+}
+
+#[test]
+fn what_gguf_has_no_form_for_is_not_quantized() {
+    for name in ["electra", "albert", "deberta-v3"] {
+        let copy = Copied::of(name);
+        // GELU, which the format does know.
+        config(&copy, "hidden_act", json!("gelu"));
+        let path = copy.path("model.gguf");
+        let error = quantize(&spec(copy.dir()), Target::Q8_0, &path).map(drop).unwrap_err().to_string();
+        assert!(error.contains("config.json") && error.contains("GGUF has no form"), "{error}");
+        assert!(!path.exists());
     }
 }

@@ -73,6 +73,38 @@ fn mpnet_equals_transformers() {
     check_fixture("mpnet", "mpnet", 200);
 }
 
+#[test]
+fn camembert_equals_transformers() {
+    check_fixture("camembert", "camembert", 128);
+}
+
+#[test]
+fn electra_with_narrow_tables_equals_transformers() {
+    check_fixture("electra", "electra", 128);
+}
+
+#[test]
+fn albert_with_groups_of_layers_equals_transformers() {
+    check_fixture("albert", "albert", 128);
+}
+
+/// Logarithmic buckets, keys shared with the positions, a normalised table and no absolute positions.
+#[test]
+fn deberta_v3_equals_transformers() {
+    check_fixture("deberta-v3", "deberta-v2", 128);
+}
+
+/// Positions with products of their own, distances beyond the table, token types, and the convolution.
+#[test]
+fn deberta_v2_with_a_convolution_equals_transformers() {
+    check_fixture("deberta-v2-conv", "deberta-v2", 128);
+}
+
+#[test]
+fn deberta_v1_equals_transformers() {
+    check_fixture("deberta-v1", "deberta", 128);
+}
+
 /// Every length of 1 to 512 tokens; the model's own limit is 256, its position table reaches 512.
 #[test]
 fn minilm_equals_sentence_transformers_at_every_length() {
