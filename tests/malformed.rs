@@ -43,6 +43,13 @@ const VALID: &[(&str, &[&str])] = &[
             r#"{"inputs": {"source_sentence": "w1", "sentences": ["w2", "w3"]}, "parameters": {"prompt_name": "query"}}"#,
         ],
     ),
+    (
+        "/v2/models/fake/infer",
+        &[
+            r#"{"id": "1", "inputs": [{"name": "text", "shape": [2, 1], "datatype": "BYTES", "data": [["w1"], ["w2"]]}]}"#,
+            r#"{"inputs": [{"name": "input_ids", "shape": [1, 2], "datatype": "INT64", "data": [1, 2]}], "parameters": {"truncate": true}}"#,
+        ],
+    ),
     ("/tokenize", &[r#"{"inputs": ["w1 w2", "w3"], "add_special_tokens": false, "prompt_name": "query"}"#]),
     ("/decode", &[r#"{"ids": [[1, 2], [3]], "skip_special_tokens": false}"#]),
 ];

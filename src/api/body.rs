@@ -74,9 +74,17 @@ pub async fn bounded<O>(deadline: Instant, timeout: Duration, work: impl Future<
 /// Errors: `MediaType`, `ContentEncoding`, `SlowBody`; `TooLarge` with unit "bytes"; `Malformed` naming the
 /// field, or "body" where the text is no JSON; `Malformed` for `x-request-timeout`.
 pub async fn read<T: DeserializeOwned + Send + 'static>(state: &ApiState, request: Request) -> Result<Call<T>, Fault> {
+    check_media_type(request.headers())?;
+    let call = receive(state, request).await?;
+    parsed(call, |bytes| parse(&bytes)).await
+}
+
+/// Reads the whole body, whose type the caller has checked.
+///
+/// Errors: `SlowBody`; `TooLarge` with unit "bytes"; `Malformed` for `x-request-timeout`.
+pub async fn receive(state: &ApiState, request: Request) -> Result<Call<Bytes>, Fault> {
     let arrived = request.extensions().get::<Arrival>().map_or_else(Instant::now, |a| a.at);
     let (parts, body) = request.into_parts();
-    check_media_type(&parts.headers)?;
     let timeout = timeout(&parts.headers, state.settings.timeout)?;
     let cache_use = cache_use(&parts.headers);
     let background = parts.extensions.get::<Background>().copied();
@@ -89,14 +97,25 @@ pub async fn read<T: DeserializeOwned + Send + 'static>(state: &ApiState, reques
     if announced > limit {
         return Err(too_large(announced, limit).into());
     }
-    let bytes = match tokio::time::timeout_at(deadline.into(), collect(body, limit)).await {
+    let body = match tokio::time::timeout_at(deadline.into(), collect(body, limit)).await {
         Ok(bytes) => bytes?,
         Err(_) => return Err(Fault::SlowBody { timeout }),
     };
+    Ok(Call { body, deadline, timeout, cache_use, priority, record_id })
+}
+
+/// Parses a received body with `parse`, on this thread if it is short and on a blocking one if not.
+///
+/// Errors: those of `parse`.
+pub async fn parsed<T: Send + 'static>(
+    call: Call<Bytes>,
+    parse: impl FnOnce(Bytes) -> Result<T> + Send + 'static,
+) -> Result<Call<T>, Fault> {
+    let Call { body: bytes, deadline, timeout, cache_use, priority, record_id } = call;
     let body = if bytes.len() <= MAX_INLINE_BYTES {
-        parse(&bytes)?
+        parse(bytes)?
     } else {
-        let joined = tokio::task::spawn_blocking(move || parse(&bytes)).await;
+        let joined = tokio::task::spawn_blocking(move || parse(bytes)).await;
         joined.map_err(|e| Error::Internal { cause: format!("parsing a body: {e}") })??
     };
     Ok(Call { body, deadline, timeout, cache_use, priority, record_id })
@@ -122,8 +141,8 @@ fn malformed(field: &str, reason: String) -> Error {
     Error::Malformed { field: field.to_string(), reason }
 }
 
-/// Errors: `Malformed` with the path to the value at fault ("input[2]").
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+/// Reads JSON. Errors: `Malformed` with the path to the value at fault ("input[2]").
+pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     if bytes.is_empty() {
         return Err(Error::Empty { field: "body".to_string() });
     }
@@ -171,7 +190,8 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), Fault> {
     check_encoding(headers)
 }
 
-fn check_encoding(headers: &HeaderMap) -> Result<(), Fault> {
+/// Not compressed. Errors: `ContentEncoding`.
+pub fn check_encoding(headers: &HeaderMap) -> Result<(), Fault> {
     let got = header_text(headers, header::CONTENT_ENCODING);
     if got.trim().is_empty() || got.trim().eq_ignore_ascii_case("identity") {
         return Ok(());
@@ -180,7 +200,7 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), Fault> {
 }
 
 /// Empty where the header is missing.
-fn header_text(headers: &HeaderMap, name: HeaderName) -> String {
+pub fn header_text(headers: &HeaderMap, name: HeaderName) -> String {
     headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).unwrap_or_default()
 }
 

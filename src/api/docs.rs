@@ -11,8 +11,9 @@ use utoipa::{IntoResponses, OpenApi, ToSchema};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::app::wire::Problem;
+use super::oip::OipError;
 use super::status::{Envelope, Fault, Kind};
-use super::{ApiState, app, health, openai, rank, tei};
+use super::{ApiState, app, health, oip, openai, rank, tei};
 
 /// The name that examples are written with; the document served has the default model's instead.
 const EXAMPLE_MODEL: &str = "all-MiniLM-L6-v2";
@@ -28,7 +29,7 @@ pub fn routes() -> Router<ApiState> {
 #[openapi(
     info(
         title = "eremois",
-        description = "Inferences that are kept and found again, and embeddings over the APIs of OpenAI and of text-embeddings-inference."
+        description = "Inferences that are kept and found again, and embeddings over the APIs of OpenAI and of text-embeddings-inference and over the Open Inference Protocol."
     ),
     paths(
         app::create::create,
@@ -66,6 +67,23 @@ pub fn routes() -> Router<ApiState> {
         tei::tokens::tokenize,
         tei::tokens::decode,
         tei::info,
+        oip::metadata::server,
+        oip::metadata::live,
+        oip::metadata::ready,
+        oip::metadata::model,
+        oip::metadata::model_version,
+        oip::metadata::model_ready,
+        oip::metadata::model_version_ready,
+        oip::infer::infer,
+        oip::infer::infer_version,
+        oip::config::config,
+        oip::config::config_of_version,
+        oip::statistics::all,
+        oip::statistics::one,
+        oip::statistics::one_version,
+        oip::repository::index,
+        oip::repository::load,
+        oip::repository::unload,
         health::health,
         health::ping,
         health::live,
@@ -73,7 +91,7 @@ pub fn routes() -> Router<ApiState> {
         health::metrics,
         openapi,
     ),
-    components(schemas(Problem, OpenAiError, TeiError))
+    components(schemas(Problem, OpenAiError, OipError, TeiError))
 )]
 struct Document;
 
@@ -162,6 +180,7 @@ fn add_errors(path: &str, method: &str, operation: &mut Value) {
     let schema = match envelope {
         Envelope::Application => "#/components/schemas/Problem",
         Envelope::OpenAi => "#/components/schemas/OpenAiError",
+        Envelope::Oip => "#/components/schemas/OipError",
         Envelope::Tei => "#/components/schemas/TeiError",
     };
     for fault in Fault::samples() {
@@ -192,6 +211,9 @@ fn answers(envelope: Envelope, path: &str, method: &str, kind: Kind) -> bool {
     if envelope == Envelope::Application {
         return app_answers(path, method, kind);
     }
+    if envelope == Envelope::Oip {
+        return oip_answers(path, method, kind);
+    }
     if path.starts_with("/v1/files") || path.starts_with("/v1/batches") {
         return job_answers(path, method, kind);
     }
@@ -218,6 +240,32 @@ fn answers(envelope: Envelope, path: &str, method: &str, kind: Kind) -> bool {
         | Kind::Failed
         | Kind::OutOfMemory
         | Kind::DeviceLost => method == "post",
+    }
+}
+
+/// The same for the Open Inference Protocol, where one operation computes.
+fn oip_answers(path: &str, method: &str, kind: Kind) -> bool {
+    let (computes, is_fixed) = (path.ends_with("/infer"), path.ends_with("load"));
+    let (reads_body, names_model) = (method == "post" && !is_fixed, path.contains("{model}") && !is_fixed);
+    match kind {
+        Kind::RouteNotFound | Kind::MethodNotAllowed | Kind::Conflict => false,
+        Kind::Internal => true,
+        Kind::ModelNotFound => names_model,
+        Kind::NotFound => path.contains("{version}"),
+        Kind::Malformed => reads_body || path.contains("{model}"),
+        Kind::Invalid => computes || is_fixed,
+        Kind::TooLarge | Kind::UnsupportedMediaType | Kind::RequestTimeout => reads_body,
+        Kind::Loading => names_model || path.ends_with("/ready"),
+        Kind::Draining | Kind::Unhealthy => computes || path.ends_with("/ready"),
+        Kind::Empty
+        | Kind::QueueFull
+        | Kind::Overloaded
+        | Kind::Deadline
+        | Kind::StoreUnavailable
+        | Kind::JournalFull
+        | Kind::Failed
+        | Kind::OutOfMemory
+        | Kind::DeviceLost => computes,
     }
 }
 

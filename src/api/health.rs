@@ -141,15 +141,17 @@ pub async fn health(State(state): State<ApiState>) -> Result<StatusCode, Fault> 
     match health.iter().find(|(_, h)| *h != Health::Ready) {
         None if health.is_empty() || state.is_starting() => Err(Error::Loading { model: "default".to_string() }.into()),
         None => Ok(StatusCode::OK),
-        Some((model, health)) => {
-            let model = model.to_string();
-            Err(match health {
-                Health::Unhealthy(reason) => Error::Unhealthy { model, reason: reason.clone() },
-                Health::Draining => Error::Draining,
-                Health::Loading | Health::Ready => Error::Loading { model },
-            }
-            .into())
-        }
+        Some((model, health)) => Err(unready(model, health).into()),
+    }
+}
+
+/// What a model that is not ready answers.
+pub fn unready(model: &str, health: &Health) -> Error {
+    let model = model.to_string();
+    match health {
+        Health::Unhealthy(reason) => Error::Unhealthy { model, reason: reason.clone() },
+        Health::Draining => Error::Draining,
+        Health::Loading | Health::Ready => Error::Loading { model },
     }
 }
 

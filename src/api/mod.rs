@@ -1,6 +1,6 @@
 //! HTTP: JSON types, handlers, layers in one list, the one status table.
 //!
-//! One file or folder per protocol (`app`, `openai`, `tei`), one for the routes operators and probes use (`health`),
+//! One file or folder per protocol (`app`, `openai`, `oip`, `tei`), one for the routes operators and probes use (`health`),
 //! one for the document of all of them (`docs`). What they share: `body` reads and checks a request,
 //! `inputs` is the text-or-token-ids field, `write` makes JSON of floats, `status` turns an error into
 //! an answer, `observe` is the outermost layer, `internal` sends what the process asks itself.
@@ -15,6 +15,7 @@ mod body;
 mod health;
 mod inputs;
 mod observe;
+mod oip;
 mod openai;
 mod phases;
 mod rank;
@@ -133,6 +134,7 @@ pub fn router(state: ApiState) -> Router {
         .merge(openai::routes())
         .merge(tei::routes())
         .merge(rank::routes())
+        .merge(oip::routes())
         .merge(health::routes())
         .merge(docs::routes())
         .fallback(no_route)

@@ -145,8 +145,11 @@ impl Record {
     }
 
     fn is_probe(&self) -> bool {
-        self.method == "GET"
-            && matches!(&*self.route, "/metrics" | "/ping" | "/health" | "/health/live" | "/health/ready")
+        let is_probe = |route: &str| {
+            matches!(route, "/metrics" | "/ping" | "/health" | "/health/live" | "/health/ready")
+                || matches!(route, "/v2/health/live" | "/v2/health/ready" | "/v2/models/{model}/ready")
+        };
+        self.method == "GET" && is_probe(&self.route)
     }
 
     fn count(&self, served: Option<&Served>, outcome: &'static str, class: &'static str) -> std::time::Duration {

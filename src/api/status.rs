@@ -11,7 +11,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 
-use super::{ApiState, app, openai, tei};
+use super::{ApiState, app, oip, openai, tei};
 use crate::Error;
 use crate::store::record::Failure;
 
@@ -286,6 +286,8 @@ impl IntoResponse for Fault {
 pub enum Envelope {
     Application,
     OpenAi,
+    /// The Open Inference Protocol's.
+    Oip,
     Tei,
 }
 
@@ -296,6 +298,8 @@ impl Envelope {
             |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
         if is_under("/v1") {
             Self::OpenAi
+        } else if oip::owns(path) {
+            Self::Oip
         } else if is_under("/api") {
             Self::Application
         } else {
@@ -305,7 +309,7 @@ impl Envelope {
 
     pub fn status(self, class: Class) -> StatusCode {
         match self {
-            Self::Application | Self::OpenAi => class.status,
+            Self::Application | Self::OpenAi | Self::Oip => class.status,
             Self::Tei => class.tei_status,
         }
     }
@@ -314,7 +318,7 @@ impl Envelope {
     pub fn content_type(self) -> &'static str {
         match self {
             Self::Application => "application/problem+json",
-            Self::OpenAi | Self::Tei => "application/json",
+            Self::OpenAi | Self::Oip | Self::Tei => "application/json",
         }
     }
 
@@ -323,6 +327,7 @@ impl Envelope {
         match self {
             Self::Application => app::error_body(fault),
             Self::OpenAi => openai::error_body(fault),
+            Self::Oip => oip::error_body(fault),
             Self::Tei => tei::error_body(fault),
         }
     }

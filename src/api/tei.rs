@@ -49,7 +49,7 @@ pub enum Direction {
 }
 
 /// Cut only on demand: without `truncate` a text that is too long is refused, not silently altered.
-fn truncation(truncate: Option<bool>, direction: Option<Direction>) -> Truncation {
+pub fn truncation(truncate: Option<bool>, direction: Option<Direction>) -> Truncation {
     match (truncate.unwrap_or(false), direction.unwrap_or_default()) {
         (false, _) => Truncation::Refuse,
         (true, Direction::Left) => Truncation::Cut(TruncationDirection::Left),

@@ -27,13 +27,19 @@ pub async fn offload(
     num_floats: usize,
     write: impl FnOnce() -> Result<Vec<u8>> + Send + 'static,
 ) -> Result<Response<Body>> {
-    let bytes = if num_floats <= MAX_INLINE_FLOATS {
-        write()?
-    } else {
-        let joined = tokio::task::spawn_blocking(write).await;
-        joined.map_err(|e| Error::Internal { cause: format!("writing a response: {e}") })??
-    };
-    Ok(json(bytes))
+    written(num_floats, write).await.map(json)
+}
+
+/// As [`offload`], for what is more than JSON.
+pub async fn written<T: Send + 'static>(
+    num_floats: usize,
+    write: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    if num_floats <= MAX_INLINE_FLOATS {
+        return write();
+    }
+    let joined = tokio::task::spawn_blocking(write).await;
+    joined.map_err(|e| Error::Internal { cause: format!("writing a response: {e}") })?
 }
 
 /// A 200 of this JSON.
@@ -52,8 +58,15 @@ pub fn buffer(num_floats: usize) -> Vec<u8> {
 ///
 /// Errors: `Internal` for a value JSON has no word for (NaN, infinity): a wrong answer must not look right.
 pub fn push_floats(out: &mut Vec<u8>, values: &[f32]) -> Result<()> {
-    let mut digits = zmij::Buffer::new();
     out.push(b'[');
+    push_values(out, values)?;
+    out.push(b']');
+    Ok(())
+}
+
+/// Appends `0.1,-0.2`, the inside of a list. Errors: those of [`push_floats`].
+pub fn push_values(out: &mut Vec<u8>, values: &[f32]) -> Result<()> {
+    let mut digits = zmij::Buffer::new();
     for (i, &value) in values.iter().enumerate() {
         if i > 0 {
             out.push(b',');
@@ -63,7 +76,6 @@ pub fn push_floats(out: &mut Vec<u8>, values: &[f32]) -> Result<()> {
         }
         out.extend_from_slice(digits.format_finite(value).as_bytes());
     }
-    out.push(b']');
     Ok(())
 }
 

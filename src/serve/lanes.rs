@@ -1,5 +1,6 @@
 //! The devices of one model, each with its worker and the way to it.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -152,6 +153,11 @@ impl Lanes {
     pub fn health(&self, now: Instant) -> Vec<(String, Health)> {
         let of = |lane: &Lane| (lane.shared.device.clone(), lane.shared.vitals.health(now));
         self.lanes.iter().map(of).collect()
+    }
+
+    /// Batches that all devices have computed.
+    pub fn num_batches(&self) -> u64 {
+        self.lanes.iter().map(|lane| lane.shared.metrics.num_batches.load(Ordering::Relaxed)).sum()
     }
 
     /// Time until so many waiting entries of the usual length are computed, by all devices that are ready.

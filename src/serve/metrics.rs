@@ -1,5 +1,6 @@
 //! What this room counts and times. Handles are looked up once a model and device: recording is an atomic or two.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use ::metrics::{
@@ -161,6 +162,8 @@ pub struct DeviceMetrics {
     pub device_lost: Gauge,
     pub limits_lowered: Counter,
     pub max_batch_tokens: Gauge,
+    /// Batches computed, trials apart. Kept here because a counter of the recorder cannot be read back.
+    pub num_batches: AtomicU64,
     device_upload: Histogram,
     device_forward: Histogram,
     device_download: Histogram,
@@ -240,6 +243,7 @@ impl DeviceMetrics {
             device_lost,
             limits_lowered: counter!("eremois_limits_lowered_total", "model" => m()),
             max_batch_tokens: gauge!("eremois_max_batch_tokens", "model" => m()),
+            num_batches: AtomicU64::new(0),
             device_upload: phase("upload"),
             device_forward: phase("forward"),
             device_download: phase("download"),
@@ -265,6 +269,8 @@ impl DeviceMetrics {
 
     /// The rows of a batch are there.
     pub fn computed(&self, batch: &Batch, rows: &Rows, launched: Instant) {
+        // Nothing is ordered by this count.
+        self.num_batches.fetch_add(1, Ordering::Relaxed);
         let Some(times) = rows.device_times else { return };
         self.device_upload.record(times.upload);
         self.device_forward.record(times.forward);

@@ -33,6 +33,7 @@ mod recover;
 pub mod room;
 mod served;
 mod shared;
+pub mod statistics;
 pub mod ticket;
 mod trial;
 mod worker;
@@ -55,6 +56,7 @@ use policy::BatchLimits;
 use queue::Gate;
 pub use served::MAX_TOP_K;
 use served::Served;
+use statistics::Statistics;
 
 /// Times and sizes of the engine that are not limits of batching.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -180,6 +182,11 @@ impl Engine {
     /// One model's limits in force. Errors: `UnknownModel`.
     pub fn limits(&self, name: Option<&str>) -> Result<Arc<BatchLimits>> {
         Ok(self.find(name)?.limits.load_full())
+    }
+
+    /// What one model has done since it was added. Errors: `UnknownModel`.
+    pub fn statistics(&self, name: &str) -> Result<Statistics> {
+        Ok(self.find(Some(name))?.statistics())
     }
 
     /// Puts new limits in force for the requests admitted and the batches formed from now on, and logs old

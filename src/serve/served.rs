@@ -15,6 +15,7 @@ use super::metrics::{ModelMetrics, Outcome};
 use super::policy::BatchLimits;
 use super::queue::{Accepted, Gate, Push};
 use super::room::{Places, Room, background_limit};
+use super::statistics::{Statistics, Tally};
 use super::ticket::{Answer, Client, Ticket};
 use crate::model::encode::{Encoder, Encoding};
 use crate::model::pack::{RowSpec, Wanted};
@@ -47,6 +48,7 @@ pub struct Served {
     /// Bounds the texts and id lists of `tokenize` and `decode`, which no device waits for.
     text_room: Arc<Room>,
     pub metrics: ModelMetrics,
+    tally: Tally,
     /// Between two looks of a waiting request whether its device was given up.
     look_interval: Duration,
     encoder: Arc<Encoder>,
@@ -69,8 +71,8 @@ impl Served {
         let limits = Arc::new(ArcSwap::from_pointee(limits));
         let room = Arc::new(Room::new(metrics.queue_depth.clone()));
         let lanes = Lanes::start(&info, backends, &limits, settings, &gate, &room, &metrics)?;
-        let (look_interval, text_room) = (loss::look_interval(settings), Arc::default());
-        Ok(Self { info, limits, lanes, gate, room, text_room, metrics, look_interval, encoder, encoders })
+        let (look_interval, text_room, tally) = (loss::look_interval(settings), Arc::default(), Tally::default());
+        Ok(Self { info, limits, lanes, gate, room, text_room, metrics, tally, look_interval, encoder, encoders })
     }
 
     /// The state of the model and of each of its devices.
@@ -83,6 +85,11 @@ impl Served {
         ModelHealth { model: self.info.name.clone(), health, devices }
     }
 
+    /// What the model has done so far.
+    pub fn statistics(&self) -> Statistics {
+        self.tally.read(self.lanes.num_batches())
+    }
+
     /// What tokenises for it.
     pub fn encoder(&self) -> &Arc<Encoder> {
         &self.encoder
@@ -93,6 +100,7 @@ impl Served {
         let mut ending = Ending { metrics: &self.metrics, class: request.priority, outcome: Outcome::Cancelled };
         let result = self.embed_uncounted(request, start).await;
         ending.outcome = outcome_of(&result);
+        self.tally.ended(&result, start.elapsed());
         result
     }
 

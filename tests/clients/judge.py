@@ -26,8 +26,10 @@ import urllib.request
 
 import numpy
 import openai
+import tritonclient.http as triton
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
+from tritonclient.utils import InferenceServerException
 
 HERE = pathlib.Path(__file__).parent
 REFERENCE = json.loads((HERE / "reference.json").read_text())
@@ -276,6 +278,104 @@ class HuggingFace:
         assert error.response.status_code == 422, error
 
 
+class Triton:
+    def __init__(self, url):
+        self.client = triton.InferenceServerClient(url.removeprefix("http://"), network_timeout=60)
+        self.model = REFERENCE["model"]
+
+    def text(self, texts, binary=True, shape=None):
+        tensor = triton.InferInput("text", shape or [len(texts)], "BYTES")
+        array = numpy.array([text.encode() for text in texts], object).reshape(shape or [len(texts)])
+        return tensor.set_data_from_numpy(array, binary_data=binary)
+
+    def test_infers_with_and_without_binary_data(self):
+        for is_binary_in in (True, False):
+            for is_binary_out in (True, False):
+                output = triton.InferRequestedOutput("embedding", binary_data=is_binary_out)
+                inputs = [self.text(TEXTS[:5], is_binary_in, [5, 1])]
+                result = self.client.infer(self.model, inputs, outputs=[output], request_id="42")
+                rows = result.as_numpy("embedding")
+                assert rows.shape == (5, len(EXPECTED[0])) and rows.dtype == numpy.float32, (rows.shape, rows.dtype)
+                for row, expected, text in zip(rows, EXPECTED, TEXTS):
+                    same(row, expected, text[:30])
+                response = result.get_response()
+                assert (response["id"], response["model_name"]) == ("42", self.model), response
+                assert ("data" in response["outputs"][0]) != is_binary_out, response["outputs"][0].keys()
+
+    def test_infers_as_the_client_asks_by_itself(self):
+        result = self.client.infer(self.model, [self.text(TEXTS[:1])], model_version="1", priority=1, timeout=30_000_000)
+        same(result.as_numpy("embedding")[0], EXPECTED[0], "all outputs")
+
+    def test_infers_tokenised_input(self):
+        ids = numpy.zeros((2, len(REFERENCE["token_ids"]) + 3))
+        mask = numpy.zeros_like(ids)
+        ids[0, : len(REFERENCE["token_ids"])], mask[0, : len(REFERENCE["token_ids"])] = REFERENCE["token_ids"], 1
+        ids[1, :2], mask[1, :2] = (101, 102), 1
+        for kind, name in ((numpy.int64, "INT64"), (numpy.int32, "INT32")):
+            inputs = []
+            for key, array in (("input_ids", ids), ("attention_mask", mask), ("token_type_ids", numpy.zeros_like(ids))):
+                tensor = triton.InferInput(key, list(array.shape), name)
+                inputs.append(tensor.set_data_from_numpy(array.astype(kind), binary_data=kind is numpy.int64))
+            by_ids = self.client.infer(self.model, inputs).as_numpy("embedding")
+            by_text = self.client.infer(self.model, [self.text(["hello, world!"])]).as_numpy("embedding")
+            assert by_ids.shape == (2, by_text.shape[1])
+            assert numpy.abs(by_ids[0] - by_text[0]).max() < 1e-5, "padding must not count"
+
+    def test_many_at_once(self):
+        asked = [self.client.async_infer(self.model, [self.text([text])]) for text in TEXTS[:5]]
+        for asked, expected in zip(asked, EXPECTED):
+            same(asked.get_result().as_numpy("embedding")[0], expected, "asynchronous")
+
+    def test_parameters(self):
+        infer = lambda texts, **parameters: self.client.infer(self.model, [self.text(texts)], parameters=parameters)
+        same(infer(TEXTS[:1], dimensions=32).as_numpy("embedding")[0], EXPECTED[0][:32], "32 dimensions")
+        long = "word " * 5000
+        error = raises(InferenceServerException, lambda: infer([long]))
+        assert error.status() == "413" and "text" in error.message(), error
+        assert infer([long], truncate=True).as_numpy("embedding").shape == (1, len(EXPECTED[0]))
+
+    def test_health_metadata_and_config(self):
+        assert self.client.is_server_live() and self.client.is_server_ready()
+        assert self.client.is_model_ready(self.model) and self.client.is_model_ready(self.model, "1")
+        assert not self.client.is_model_ready("no-such-model")
+        assert "binary_tensor_data" in self.client.get_server_metadata()["extensions"]
+        metadata = self.client.get_model_metadata(self.model)
+        assert metadata["name"] == self.model and metadata["versions"] == ["1"], metadata
+        assert metadata["inputs"][0] == {"name": "text", "datatype": "BYTES", "shape": [-1]}, metadata
+        output = {"name": "embedding", "datatype": "FP32", "shape": [-1, len(EXPECTED[0])]}
+        assert metadata["outputs"] == [output], metadata
+        config = self.client.get_model_config(self.model)
+        assert config["max_batch_size"] > 1 and config["input"][0]["data_type"] == "TYPE_STRING", config
+        assert config["output"][0]["dims"] == [len(EXPECTED[0])], config
+
+    def test_statistics(self):
+        stats = lambda: self.client.get_inference_statistics(self.model)["model_stats"][0]
+        before = stats()
+        self.client.infer(self.model, [self.text([f"never seen {time.time_ns()} {i}" for i in range(3)])])
+        after = stats()
+        assert after["inference_count"] - before["inference_count"] == 3, (before, after)
+        assert after["execution_count"] > before["execution_count"], (before, after)
+        assert abs(after["last_inference"] / 1e3 - time.time()) < 60, after
+        ended = lambda stats: stats["inference_stats"]["success"]
+        assert ended(after)["count"] - ended(before)["count"] == 1 and ended(after)["ns"] > ended(before)["ns"]
+        assert [model["name"] for model in self.client.get_inference_statistics()["model_stats"]] == [self.model]
+
+    def test_repository(self):
+        index = self.client.get_model_repository_index()
+        assert index == [{"name": self.model, "version": "1", "state": "READY", "reason": ""}], index
+        for call in (self.client.load_model, self.client.unload_model):
+            error = raises(InferenceServerException, lambda: call(self.model))
+            assert error.status() == "422" and "while the server runs" in error.message(), error
+
+    def test_errors(self):
+        error = raises(InferenceServerException, lambda: self.client.infer("no-such-model", [self.text(["x"])]))
+        assert error.status() == "404" and "no-such-model" in error.message(), error
+        error = raises(InferenceServerException, lambda: self.client.get_model_metadata(self.model, "77"))
+        assert error.status() == "404", error
+        error = raises(InferenceServerException, lambda: self.client.infer(self.model, [self.text([])]))
+        assert error.status() == "400", error
+
+
 class Plain:
     """What no client has a method for."""
 
@@ -312,7 +412,7 @@ class Plain:
         num_examples = 0
         kept, _ = self.ask("/api/v1/inferences", {"input": "kept for the examples"})
         for path, item in document["paths"].items():
-            path = path.replace("{id}", kept["id"])
+            path = path.replace("{id}", kept["id"]).replace("{model}", REFERENCE["model"]).replace("{version}", "1")
             content = item.get("post", {}).get("requestBody", {}).get("content", {}).get("application/json", {})
             if path == "/v1/batches":
                 # Takes a file that is there.
@@ -326,7 +426,7 @@ class Plain:
 
 def judge(url):
     failures = []
-    for judge_class in (OpenAi, HuggingFace, Plain):
+    for judge_class in (OpenAi, HuggingFace, Triton, Plain):
         client = judge_class(url)
         for name in [name for name in dir(client) if name.startswith("test_")]:
             label = f"{judge_class.__name__}: {name.removeprefix('test_').replace('_', ' ')}"

@@ -1,0 +1,80 @@
+//! A model's configuration, in the words Triton has for it.
+
+use axum::extract::State;
+use serde_json::{Value, json};
+
+use super::signature::{Signature, TensorSpec, platform};
+use super::{Asked, ModelPath};
+use crate::api::ApiState;
+use crate::api::docs::Refusals;
+use crate::api::status::Fault;
+
+/// A model's configuration: tensors, limits and devices, as Triton writes them.
+///
+/// `max_batch_size` is what one request may bring, which is what clients read it for. Batches on the device are formed of
+/// many requests, within limits of their own.
+/// Source: triton-inference-server/common `protobuf/model_config.proto`.
+#[utoipa::path(
+    get, path = "/v2/models/{model}/config", tag = "Open Inference Protocol",
+    params(("model" = String, Path, description = "A name from `/v1/models`", example = "all-MiniLM-L6-v2")),
+    responses((status = 200, body = serde_json::Value, description = "The configuration"), Refusals),
+)]
+pub async fn config(State(state): State<ApiState>, path: Asked) -> Result<axum::Json<Value>, Fault> {
+    let info = ModelPath::of(path)?.find(&state)?;
+    let limits = state.engine.limits(Some(&info.name))?;
+    let signature = Signature::of(&info);
+    let (kind, gpus) = match info.device.strip_prefix("cuda:") {
+        Some(gpus) => ("KIND_GPU", gpus.split(',').filter_map(|gpu| gpu.parse::<u32>().ok()).collect()),
+        None => ("KIND_CPU", Vec::new()),
+    };
+    Ok(axum::Json(json!({
+        "name": &*info.name,
+        "platform": platform(&info),
+        "backend": "eremois",
+        "version_policy": {"specific": {"versions": info.version.parse::<i64>().ok().into_iter().collect::<Vec<_>>()}},
+        "max_batch_size": state.settings.max_client_batch_size,
+        "input": signature.inputs.iter().map(input).collect::<Vec<_>>(),
+        "output": signature.outputs.iter().map(output).collect::<Vec<_>>(),
+        "instance_group": [{"name": &*info.name, "kind": kind, "count": 1, "gpus": gpus}],
+        "dynamic_batching": {
+            "preferred_batch_size": [limits.max_batch_size],
+            "max_queue_delay_microseconds": limits.max_queue_delay.as_micros() as u64,
+            "default_queue_policy": {"allow_timeout_override": true, "max_queue_size": limits.max_queue_size},
+        },
+        "parameters": {
+            "max_batch_tokens": {"string_value": limits.max_batch_tokens.to_string()},
+            "max_seq_len": {"string_value": info.max_seq_len.to_string()},
+            "dtype": {"string_value": &info.dtype},
+        },
+    })))
+}
+
+/// The configuration of a version of a model.
+#[utoipa::path(
+    get, path = "/v2/models/{model}/versions/{version}/config", tag = "Open Inference Protocol",
+    params(
+        ("model" = String, Path, description = "A name from `/v1/models`", example = "all-MiniLM-L6-v2"),
+        ("version" = String, Path, description = "The version served", example = "1"),
+    ),
+    responses((status = 200, body = serde_json::Value, description = "The configuration"), Refusals),
+)]
+// Its description alone: the handler is the one without a version.
+#[allow(dead_code)]
+pub fn config_of_version() {}
+
+fn input(spec: &TensorSpec) -> Value {
+    let mut input = output(spec);
+    input["optional"] = json!(spec.is_optional);
+    input
+}
+
+/// A tensor, without the first dimension: that is the batch's. One that has no other is of dimension 1 to the outside.
+fn output(spec: &TensorSpec) -> Value {
+    let dims: Vec<i64> = spec.shape.iter().skip(1).map(|dim| dim.map_or(-1, |dim| dim as i64)).collect();
+    let mut tensor = json!({"name": spec.name, "data_type": spec.datatype.config_name(), "dims": dims});
+    if dims.is_empty() {
+        tensor["dims"] = json!([1]);
+        tensor["reshape"] = json!({"shape": []});
+    }
+    tensor
+}

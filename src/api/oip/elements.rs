@@ -1,0 +1,199 @@
+//! A tensor's `data` as JSON: a flat list, or lists in lists as the shape says.
+
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Error as _, SeqAccess, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer};
+
+/// The elements in row-major order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Values {
+    /// No element: of which kind cannot be seen.
+    None,
+    Texts(Vec<String>),
+    Ints(Vec<i64>),
+}
+
+/// Elements as they were nested.
+///
+/// ```text
+/// [1, 2, 3, 4]      dims [4]
+/// [[1, 2], [3, 4]]  dims [2, 2]
+/// [[1, 2], [3]]     refused: lists of one depth must be equally long
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Elements {
+    pub values: Values,
+    /// Length of the lists at each depth, outermost first. Not empty.
+    pub dims: Vec<usize>,
+}
+
+impl<'de> Deserialize<'de> for Elements {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut nest = Nest { values: Values::None, dims: Vec::new(), leaf_depth: None };
+        Level { nest: &mut nest, depth: 0 }.deserialize(deserializer)?;
+        let dims = nest.dims.into_iter().map(|len| len.unwrap_or(0)).collect::<Vec<_>>();
+        if dims.is_empty() {
+            return Err(D::Error::custom("expected a list"));
+        }
+        Ok(Self { values: nest.values, dims })
+    }
+}
+
+/// What has been read so far.
+struct Nest {
+    values: Values,
+    /// By depth; `None` while the first list of that depth is open.
+    dims: Vec<Option<usize>>,
+    /// At which depth elements stand; all at the same.
+    leaf_depth: Option<usize>,
+}
+
+impl Nest {
+    fn leaf<E: serde::de::Error>(&mut self, depth: usize) -> Result<(), E> {
+        match self.leaf_depth {
+            _ if depth == 0 => Err(E::custom("expected a list")),
+            Some(leaf_depth) if leaf_depth != depth => Err(E::custom("elements at different depths")),
+            _ => {
+                self.leaf_depth = Some(depth);
+                Ok(())
+            }
+        }
+    }
+
+    fn text<E: serde::de::Error>(&mut self, depth: usize, text: String) -> Result<(), E> {
+        self.leaf(depth)?;
+        match &mut self.values {
+            Values::None => self.values = Values::Texts(vec![text]),
+            Values::Texts(texts) => texts.push(text),
+            Values::Ints(_) => return Err(E::custom("a text among numbers")),
+        }
+        Ok(())
+    }
+
+    fn int<E: serde::de::Error>(&mut self, depth: usize, int: i64) -> Result<(), E> {
+        self.leaf(depth)?;
+        match &mut self.values {
+            Values::None => self.values = Values::Ints(vec![int]),
+            Values::Ints(ints) => ints.push(int),
+            Values::Texts(_) => return Err(E::custom("a number among texts")),
+        }
+        Ok(())
+    }
+
+    /// The length of a list that has ended.
+    fn len<E: serde::de::Error>(&mut self, depth: usize, len: usize) -> Result<(), E> {
+        match self.dims.get_mut(depth) {
+            Some(Some(known)) if *known != len => {
+                Err(E::custom(format!("lists of different lengths at one depth: {known} and {len}")))
+            }
+            Some(slot) => {
+                *slot = Some(len);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// One list, or one element, at its depth. serde_json bounds the depth.
+struct Level<'a> {
+    nest: &'a mut Nest,
+    depth: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for Level<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Level<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("texts or integers, in one list or in lists")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
+        self.nest.text(self.depth, text.to_string())
+    }
+
+    fn visit_string<E: serde::de::Error>(self, text: String) -> Result<(), E> {
+        self.nest.text(self.depth, text)
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, int: i64) -> Result<(), E> {
+        self.nest.int(self.depth, int)
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, int: u64) -> Result<(), E> {
+        let wide = |_| E::invalid_value(Unexpected::Unsigned(int), &"an integer below 2^63");
+        self.nest.int(self.depth, i64::try_from(int).map_err(wide)?)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        let Self { nest, depth } = self;
+        if nest.leaf_depth.is_some_and(|leaf_depth| leaf_depth <= depth) {
+            return Err(A::Error::custom("elements at different depths"));
+        }
+        if nest.dims.len() == depth {
+            nest.dims.push(None);
+        }
+        let mut len = 0;
+        while seq.next_element_seed(Level { nest: &mut *nest, depth: depth + 1 })?.is_some() {
+            len += 1;
+        }
+        nest.len(depth, len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> Result<Elements, String> {
+        serde_json::from_str(json).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn elements_are_flat_and_their_nesting_is_known() {
+        let ints =
+            |dims: &[usize], ints: &[i64]| Ok(Elements { values: Values::Ints(ints.to_vec()), dims: dims.to_vec() });
+        assert_eq!(parse("[1,2,3,4]"), ints(&[4], &[1, 2, 3, 4]));
+        assert_eq!(parse("[[1,2],[3,-4]]"), ints(&[2, 2], &[1, 2, 3, -4]));
+        assert_eq!(parse("[[[1]],[[2]]]"), ints(&[2, 1, 1], &[1, 2]));
+        let texts = Values::Texts(vec!["a".into(), "é".into()]);
+        assert_eq!(parse(r#"[["a"],["é"]]"#), Ok(Elements { values: texts, dims: vec![2, 1] }));
+        assert_eq!(parse("[]"), Ok(Elements { values: Values::None, dims: vec![0] }));
+        assert_eq!(parse("[[],[]]"), Ok(Elements { values: Values::None, dims: vec![2, 0] }));
+    }
+
+    #[test]
+    fn what_is_no_tensor_is_refused() {
+        for json in [
+            "1",
+            "\"a\"",
+            "{}",
+            "null",
+            "[[1],[2,3]]",
+            "[1,[2]]",
+            "[[1],2]",
+            "[[1],[[2]]]",
+            "[1,\"a\"]",
+            "[\"a\",1]",
+            "[1.5]",
+            "[true]",
+            "[null]",
+            "[{}]",
+            "[9223372036854775808]",
+            "[[],[1]]",
+            "[[],1]",
+        ] {
+            assert!(parse(json).is_err(), "{json}");
+        }
+        assert!(parse(&"[".repeat(200_000)).is_err(), "the depth is bounded");
+    }
+}

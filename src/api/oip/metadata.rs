@@ -1,0 +1,141 @@
+//! What the server and its models are, and whether they take requests.
+
+use axum::extract::State;
+use serde::Serialize;
+use serde_json::json;
+use utoipa::ToSchema;
+
+use super::signature::{Signature, TensorSpec, platform};
+use super::tensor::Datatype;
+use super::{Asked, ModelPath};
+use crate::api::docs::Refusals;
+use crate::api::status::Fault;
+use crate::api::{ApiState, health};
+use crate::serve::Health;
+
+/// The extensions of the protocol that are spoken, by Triton's names.
+const EXTENSIONS: [&str; 5] =
+    ["binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics"];
+
+/// What the server is.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ServerMetadata {
+    #[schema(example = "eremois")]
+    name: &'static str,
+    version: String,
+    /// Names of Triton's extensions.
+    #[schema(value_type = Vec<String>)]
+    extensions: [&'static str; EXTENSIONS.len()],
+}
+
+/// A model and its tensors.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ModelMetadata {
+    #[schema(example = "all-MiniLM-L6-v2")]
+    name: String,
+    /// The only one served.
+    #[schema(example = json!(["1"]))]
+    versions: [String; 1],
+    #[schema(example = "eremois_bert")]
+    platform: String,
+    inputs: Vec<TensorMetadata>,
+    outputs: Vec<TensorMetadata>,
+}
+
+/// A tensor of a model.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TensorMetadata {
+    #[schema(example = "text")]
+    name: &'static str,
+    datatype: Datatype,
+    /// -1 for a dimension of any length.
+    #[schema(example = json!([-1]))]
+    shape: Vec<i64>,
+}
+
+impl From<&TensorSpec> for TensorMetadata {
+    fn from(spec: &TensorSpec) -> Self {
+        let shape = spec.shape.iter().map(|dim| dim.map_or(-1, |dim| dim as i64)).collect();
+        Self { name: spec.name, datatype: spec.datatype, shape }
+    }
+}
+
+/// The server's name, version and extensions.
+#[utoipa::path(get, path = "/v2", tag = "Open Inference Protocol", responses((status = 200, body = ServerMetadata, description = "The server")))]
+pub async fn server(State(state): State<ApiState>) -> axum::Json<ServerMetadata> {
+    let version = state.build.version.clone();
+    axum::Json(ServerMetadata { name: "eremois", version, extensions: EXTENSIONS })
+}
+
+/// The process answers.
+#[utoipa::path(get, path = "/v2/health/live", tag = "Open Inference Protocol", responses((status = 200, description = "Alive", body = serde_json::Value, example = json!({"live": true}))))]
+pub async fn live() -> axum::Json<serde_json::Value> {
+    axum::Json(json!({"live": true}))
+}
+
+/// All models take requests.
+#[utoipa::path(get, path = "/v2/health/ready", tag = "Open Inference Protocol", responses((status = 200, description = "Ready", body = serde_json::Value, example = json!({"ready": true})), Refusals))]
+pub async fn ready(state: State<ApiState>) -> Result<axum::Json<serde_json::Value>, Fault> {
+    health::health(state).await?;
+    Ok(axum::Json(json!({"ready": true})))
+}
+
+/// A model and its tensors.
+#[utoipa::path(
+    get, path = "/v2/models/{model}", tag = "Open Inference Protocol",
+    params(("model" = String, Path, description = "A name from `/v1/models`", example = "all-MiniLM-L6-v2")),
+    responses((status = 200, body = ModelMetadata, description = "The model"), Refusals),
+)]
+pub async fn model(State(state): State<ApiState>, path: Asked) -> Result<axum::Json<ModelMetadata>, Fault> {
+    let info = ModelPath::of(path)?.find(&state)?;
+    let Signature { inputs, outputs } = Signature::of(&info);
+    Ok(axum::Json(ModelMetadata {
+        name: info.name.to_string(),
+        versions: [info.version.clone()],
+        platform: platform(&info),
+        inputs: inputs.iter().map(TensorMetadata::from).collect(),
+        outputs: outputs.iter().map(TensorMetadata::from).collect(),
+    }))
+}
+
+/// A version of a model and its tensors.
+#[utoipa::path(
+    get, path = "/v2/models/{model}/versions/{version}", tag = "Open Inference Protocol",
+    params(
+        ("model" = String, Path, description = "A name from `/v1/models`", example = "all-MiniLM-L6-v2"),
+        ("version" = String, Path, description = "The version served", example = "1"),
+    ),
+    responses((status = 200, body = ModelMetadata, description = "The model"), Refusals),
+)]
+// Its description alone: the handler is the one without a version.
+#[allow(dead_code)]
+pub fn model_version() {}
+
+/// A model takes requests.
+#[utoipa::path(
+    get, path = "/v2/models/{model}/ready", tag = "Open Inference Protocol",
+    params(("model" = String, Path, description = "A name from `/v1/models`", example = "all-MiniLM-L6-v2")),
+    responses((status = 200, description = "Ready", body = serde_json::Value, example = json!({"name": "all-MiniLM-L6-v2", "ready": true})), Refusals),
+)]
+pub async fn model_ready(State(state): State<ApiState>, path: Asked) -> Result<axum::Json<serde_json::Value>, Fault> {
+    let info = ModelPath::of(path)?.find(&state)?;
+    let health = state.engine.health().into_iter().find(|(name, _)| *name == info.name);
+    match health {
+        Some((_, Health::Ready)) => Ok(axum::Json(json!({"name": &*info.name, "ready": true}))),
+        Some((name, health)) => Err(health::unready(&name, &health).into()),
+        None => Err(health::unready(&info.name, &Health::Loading).into()),
+    }
+}
+
+/// A version of a model takes requests.
+#[utoipa::path(
+    get, path = "/v2/models/{model}/versions/{version}/ready", tag = "Open Inference Protocol",
+    params(
+        ("model" = String, Path, description = "A name from `/v1/models`", example = "all-MiniLM-L6-v2"),
+        ("version" = String, Path, description = "The version served", example = "1"),
+    ),
+    responses((status = 200, description = "Ready", body = serde_json::Value, example = json!({"name": "all-MiniLM-L6-v2", "ready": true})), Refusals),
+)]
+// Its description alone: the handler is the one without a version.
+#[allow(dead_code)]
+pub fn model_version_ready() {}
