@@ -12,7 +12,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::app::wire::Problem;
 use super::status::{Envelope, Fault, Kind};
-use super::{ApiState, app, health, openai, tei};
+use super::{ApiState, app, health, openai, tei, tfs};
 
 /// The name that examples are written with; the document served has the default model's instead.
 const EXAMPLE_MODEL: &str = "all-MiniLM-L6-v2";
@@ -28,7 +28,7 @@ pub fn routes() -> Router<ApiState> {
 #[openapi(
     info(
         title = "eremois",
-        description = "Inferences that are kept and found again, and embeddings over the APIs of OpenAI and of text-embeddings-inference."
+        description = "Inferences that are kept and found again, and embeddings over the APIs of OpenAI, of text-embeddings-inference and of TensorFlow Serving."
     ),
     paths(
         app::create::create,
@@ -60,6 +60,12 @@ pub fn routes() -> Router<ApiState> {
         tei::tokens::tokenize,
         tei::tokens::decode,
         tei::info,
+        tfs::status::version,
+        tfs::status::label,
+        tfs::metadata::metadata,
+        tfs::predict::predict,
+        tfs::predict::classify,
+        tfs::predict::regress,
         health::health,
         health::ping,
         health::live,
@@ -67,7 +73,7 @@ pub fn routes() -> Router<ApiState> {
         health::metrics,
         openapi,
     ),
-    components(schemas(Problem, OpenAiError, TeiError))
+    components(schemas(Problem, OpenAiError, TeiError, TensorFlowError))
 )]
 struct Document;
 
@@ -132,6 +138,13 @@ struct TeiError {
     error_type: String,
 }
 
+/// TensorFlow Serving's form of an error.
+#[derive(ToSchema)]
+#[allow(dead_code)]
+struct TensorFlowError {
+    error: String,
+}
+
 /// Marks a route that answers errors; [`document`] puts those of the status table in its place, in the
 /// envelope of the route's protocol.
 pub struct Refusals;
@@ -157,6 +170,7 @@ fn add_errors(path: &str, method: &str, operation: &mut Value) {
         Envelope::Application => "#/components/schemas/Problem",
         Envelope::OpenAi => "#/components/schemas/OpenAiError",
         Envelope::Tei => "#/components/schemas/TeiError",
+        Envelope::TensorFlow => "#/components/schemas/TensorFlowError",
     };
     for fault in Fault::samples() {
         let class = fault.class();
@@ -196,7 +210,7 @@ fn answers(envelope: Envelope, path: &str, method: &str, kind: Kind) -> bool {
         Kind::NotFound | Kind::Conflict => false,
         Kind::Loading | Kind::Draining | Kind::Unhealthy | Kind::Internal => true,
         // TEI's routes name no model.
-        Kind::ModelNotFound => envelope == Envelope::OpenAi,
+        Kind::ModelNotFound => matches!(envelope, Envelope::OpenAi | Envelope::TensorFlow),
         Kind::Malformed => method == "post" || path.contains('{'),
         // Of a body, or of the work on one.
         Kind::Empty

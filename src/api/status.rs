@@ -11,7 +11,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 
-use super::{ApiState, app, openai, tei};
+use super::{ApiState, app, openai, tei, tfs};
 use crate::Error;
 use crate::store::record::Failure;
 
@@ -287,6 +287,7 @@ pub enum Envelope {
     Application,
     OpenAi,
     Tei,
+    TensorFlow,
 }
 
 impl Envelope {
@@ -294,7 +295,9 @@ impl Envelope {
     pub fn of_path(path: &str) -> Self {
         let is_under =
             |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        if is_under("/v1") {
+        if tfs::path::is_ours(path) {
+            Self::TensorFlow
+        } else if is_under("/v1") {
             Self::OpenAi
         } else if is_under("/api") {
             Self::Application
@@ -307,6 +310,9 @@ impl Envelope {
         match self {
             Self::Application | Self::OpenAi => class.status,
             Self::Tei => class.tei_status,
+            // Its statuses are those of gRPC's codes, where a value that is not taken is an invalid argument.
+            Self::TensorFlow if class.status == StatusCode::UNPROCESSABLE_ENTITY => StatusCode::BAD_REQUEST,
+            Self::TensorFlow => class.status,
         }
     }
 
@@ -314,7 +320,7 @@ impl Envelope {
     pub fn content_type(self) -> &'static str {
         match self {
             Self::Application => "application/problem+json",
-            Self::OpenAi | Self::Tei => "application/json",
+            Self::OpenAi | Self::Tei | Self::TensorFlow => "application/json",
         }
     }
 
@@ -324,6 +330,7 @@ impl Envelope {
             Self::Application => app::error_body(fault),
             Self::OpenAi => openai::error_body(fault),
             Self::Tei => tei::error_body(fault),
+            Self::TensorFlow => tfs::error_body(fault),
         }
     }
 }

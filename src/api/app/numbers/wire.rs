@@ -34,7 +34,7 @@ pub struct UsageItem {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "2026-11-25")]
     day: Option<String>,
-    /// The protocol that was asked: "application", "openai" or "tei".
+    /// The protocol that was asked: "application", "openai", "tei" or "tensorflow".
     #[serde(skip_serializing_if = "Option::is_none")]
     source: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
