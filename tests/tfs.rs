@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use common::fake;
 use common::http::{self, Answer, Server, plain};
+use eremois::api::ApiSettings;
 use eremois::api::status::{Envelope, Fault};
 use eremois::inference::keep::Scope;
 use eremois::serve::policy::BatchLimits;
@@ -83,6 +84,20 @@ async fn token_ids_are_a_signature_of_their_own() {
     for inputs in [json!([[1, 2], [3, 7]]), json!({"input_ids": [[1, 2], [3, 7]]})] {
         assert_eq!(ask("inputs", inputs).await, json!({"outputs": both}));
     }
+}
+
+#[tokio::test]
+async fn many_values_are_read_off_the_async_threads() {
+    let settings = ApiSettings { max_client_batch_size: 1000, max_body_bytes: 1 << 20, ..http::settings() };
+    let server = http::server(settings, BatchLimits { max_queue_size: 1000, ..http::limits() }).await;
+    let mut rows = vec![vec![1u32; 20]; 500];
+    let body = json!({"signature_name": "input_ids", "instances": rows});
+    let predictions = ok(&server.post(PREDICT, body).await)["predictions"].take();
+    assert_eq!(predictions.as_array().map(Vec::len), Some(500));
+    assert_eq!(predictions[499][1], 20.0);
+    rows[400].pop();
+    let body = json!({"signature_name": "input_ids", "inputs": rows});
+    refused(&server.post(PREDICT, body).await, 400, "inputs[400]: expected 20 values");
 }
 
 #[tokio::test]
