@@ -198,7 +198,11 @@ async fn openai_lists_models() {
     let server = plain().await;
     let model = json!({"id": "fake", "object": "model", "created": 0, "owned_by": "eremois"});
     assert_eq!(ok(&server.get("/v1/models").await), json!({"object": "list", "data": [model]}));
-    assert_eq!(ok(&server.get("/v1/models/fake").await), model);
+    // With what TensorFlow Serving's clients ask for at the same address.
+    let status = json!({"error_code": "OK", "error_message": ""});
+    let mut with_status = model.clone();
+    with_status["model_version_status"] = json!([{"version": "1", "state": "AVAILABLE", "status": status}]);
+    assert_eq!(ok(&server.get("/v1/models/fake").await), with_status);
     let missing = refused(&server.get("/v1/models/org%2Fname").await, 404, "`org/name`");
     assert_eq!(missing["error"]["code"], "model_not_found");
     refused(&server.get("/v1/models/org/name").await, 404, "`org/name`");
@@ -543,13 +547,15 @@ async fn the_document_has_every_route_and_its_examples_work() {
     let expected = "delete /api/v1/inferences/{id},delete /api/v1/users/{user}/inferences,delete /v1/files/{id},get /api/v1/inferences,\
         get /api/v1/inferences/{id},get /api/v1/inferences/{id}/events,get /api/v1/quality,get /api/v1/usage,get /health,get /health/live,get /health/ready,get /info,get /metrics,get /openapi.json,get /ping,\
         get /v1/batches,get /v1/batches/{id},get /v1/batches/{id}/events,get /v1/files,get /v1/files/{id},get /v1/files/{id}/content,\
-        get /v1/models,get /v1/models/{id},get /v2,get /v2/health/live,get /v2/health/ready,get /v2/models/stats,\
+        get /v1/models,get /v1/models/{id},get /v1/models/{id}/labels/{label},get /v1/models/{id}/metadata,get /v1/models/{id}/versions/{version},\
+        get /v2,get /v2/health/live,get /v2/health/ready,get /v2/models/stats,\
         get /v2/models/{model},get /v2/models/{model}/config,get /v2/models/{model}/ready,get /v2/models/{model}/stats,\
         get /v2/models/{model}/versions/{version},get /v2/models/{model}/versions/{version}/config,\
-        get /v2/models/{model}/versions/{version}/ready,get /v2/models/{model}/versions/{version}/stats,post /,post /api/v1/inferences,post /api/v1/inferences/{id}/feedback,post /decode,post /embed,post /invocations,post /similarity,\
+        get /v2/models/{model}/versions/{version}/ready,get /v2/models/{model}/versions/{version}/stats,post /,post /api/v1/inferences,post /api/v1/inferences/{id}/feedback,post /decode,post /embed,post /embed_all,post /embed_sparse,post /invocations,post /predict,post /rerank,post /similarity,\
         post /tokenize,post /v1/batches,post /v1/batches/{id}/cancel,post /v1/embeddings,post /v1/files,\
+        post /v1/models/{id}:classify,post /v1/models/{id}:predict,post /v1/models/{id}:regress,post /v1/rerank,\
         post /v2/models/{model}/infer,post /v2/models/{model}/versions/{version}/infer,post /v2/repository/index,\
-        post /v2/repository/models/{model}/load,post /v2/repository/models/{model}/unload";
+        post /v2/repository/models/{model}/load,post /v2/repository/models/{model}/unload,post /v2/rerank";
     assert_eq!(routes.join(","), expected);
 
     let kept = ok(&server.post("/api/v1/inferences", json!({"input": "w1"})).await);
@@ -560,7 +566,7 @@ async fn the_document_has_every_route_and_its_examples_work() {
         assert!(operation["summary"].is_string() && operation["tags"].is_array(), "{method} {path}");
         let ids = [("/api", kept), ("/v1/files", &file), ("/v1/batches", &batch), ("/v1/models", "fake")];
         let id = ids.iter().find(|(prefix, _)| path.starts_with(prefix)).map_or("", |(_, id)| *id);
-        let path = path.replace("{id}", id).replace("{model}", "fake").replace("{version}", "1");
+        let path = path.replace("{id}", id).replace("{model}", "fake").replace("{version}", "1").replace("{label}", "stable");
         if method == "get" {
             let answer = server.get(&path).await;
             assert_eq!(answer.status, StatusCode::OK, "{path}");
@@ -611,6 +617,11 @@ async fn the_document_tells_every_refusal_of_an_operation() {
     assert_eq!(statuses("/v2/models/{model}", "get"), ["200", "400", "404", "500", "503"]);
     assert_eq!(statuses("/v2/repository/models/{model}/load", "post"), ["400", "422", "500"]);
     assert_eq!(statuses("/v1/batches", "get"), ["200", "422", "500", "503"]);
+    assert_eq!(
+        statuses("/v1/models/{id}:predict", "post"),
+        ["200", "400", "404", "408", "413", "415", "429", "500", "503", "504"]
+    );
+    assert_eq!(statuses("/v1/models/{id}/metadata", "get"), ["200", "400", "404", "500", "503"]);
     // Every reference leads somewhere.
     let text = document.to_string();
     for reference in text.split("\"$ref\":\"#").skip(1).map(|rest| rest.split('"').next().unwrap()) {

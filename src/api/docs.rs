@@ -13,7 +13,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 use super::app::wire::Problem;
 use super::oip::OipError;
 use super::status::{Envelope, Fault, Kind};
-use super::{ApiState, app, health, oip, openai, rank, tei};
+use super::{ApiState, app, health, oip, openai, rank, tei, tfs};
 
 /// The name that examples are written with; the document served has the default model's instead.
 const EXAMPLE_MODEL: &str = "all-MiniLM-L6-v2";
@@ -29,7 +29,7 @@ pub fn routes() -> Router<ApiState> {
 #[openapi(
     info(
         title = "eremois",
-        description = "Inferences that are kept and found again, and embeddings over the APIs of OpenAI and of text-embeddings-inference and over the Open Inference Protocol."
+        description = "Inferences that are kept and found again, and models over the APIs of OpenAI, text-embeddings-inference, Cohere, Jina and TensorFlow Serving and over the Open Inference Protocol."
     ),
     paths(
         app::create::create,
@@ -84,6 +84,12 @@ pub fn routes() -> Router<ApiState> {
         oip::repository::index,
         oip::repository::load,
         oip::repository::unload,
+        tfs::status::version,
+        tfs::status::label,
+        tfs::metadata::metadata,
+        tfs::predict::predict,
+        tfs::predict::classify,
+        tfs::predict::regress,
         health::health,
         health::ping,
         health::live,
@@ -91,7 +97,7 @@ pub fn routes() -> Router<ApiState> {
         health::metrics,
         openapi,
     ),
-    components(schemas(Problem, OpenAiError, OipError, TeiError))
+    components(schemas(Problem, OpenAiError, OipError, TeiError, TensorFlowError))
 )]
 struct Document;
 
@@ -156,6 +162,13 @@ struct TeiError {
     error_type: String,
 }
 
+/// TensorFlow Serving's form of an error.
+#[derive(ToSchema)]
+#[allow(dead_code)]
+struct TensorFlowError {
+    error: String,
+}
+
 /// Marks a route that answers errors; [`document`] puts those of the status table in its place, in the
 /// envelope of the route's protocol.
 pub struct Refusals;
@@ -182,6 +195,7 @@ fn add_errors(path: &str, method: &str, operation: &mut Value) {
         Envelope::OpenAi => "#/components/schemas/OpenAiError",
         Envelope::Oip => "#/components/schemas/OipError",
         Envelope::Tei => "#/components/schemas/TeiError",
+        Envelope::TensorFlow => "#/components/schemas/TensorFlowError",
     };
     for fault in Fault::samples() {
         let class = fault.class();
@@ -224,7 +238,7 @@ fn answers(envelope: Envelope, path: &str, method: &str, kind: Kind) -> bool {
         Kind::NotFound | Kind::Conflict => false,
         Kind::Loading | Kind::Draining | Kind::Unhealthy | Kind::Internal => true,
         // TEI's routes name no model.
-        Kind::ModelNotFound => envelope == Envelope::OpenAi,
+        Kind::ModelNotFound => matches!(envelope, Envelope::OpenAi | Envelope::TensorFlow),
         Kind::Malformed => method == "post" || path.contains('{'),
         // Of a body, or of the work on one.
         Kind::Empty

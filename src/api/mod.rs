@@ -1,6 +1,6 @@
 //! HTTP: JSON types, handlers, layers in one list, the one status table.
 //!
-//! One file or folder per protocol (`app`, `openai`, `oip`, `tei`), one for the routes operators and probes use (`health`),
+//! One file or folder per protocol (`app`, `openai`, `oip`, `rank`, `tei`, `tfs`), one for the routes operators and probes use (`health`),
 //! one for the document of all of them (`docs`). What they share: `body` reads and checks a request,
 //! `inputs` is the text-or-token-ids field, `write` makes JSON of floats, `status` turns an error into
 //! an answer, `observe` is the outermost layer, `internal` sends what the process asks itself.
@@ -20,6 +20,7 @@ mod openai;
 mod phases;
 mod rank;
 mod tei;
+mod tfs;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -135,6 +136,7 @@ pub fn router(state: ApiState) -> Router {
         .merge(tei::routes())
         .merge(rank::routes())
         .merge(oip::routes())
+        .merge(tfs::routes())
         .merge(health::routes())
         .merge(docs::routes())
         .fallback(no_route)

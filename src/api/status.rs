@@ -11,7 +11,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 
-use super::{ApiState, app, oip, openai, tei};
+use super::{ApiState, app, oip, openai, tei, tfs};
 use crate::Error;
 use crate::store::record::Failure;
 
@@ -289,6 +289,7 @@ pub enum Envelope {
     /// The Open Inference Protocol's.
     Oip,
     Tei,
+    TensorFlow,
 }
 
 impl Envelope {
@@ -296,7 +297,9 @@ impl Envelope {
     pub fn of_path(path: &str) -> Self {
         let is_under =
             |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        if is_under("/v1") {
+        if tfs::path::is_ours(path) {
+            Self::TensorFlow
+        } else if is_under("/v1") {
             Self::OpenAi
         } else if oip::owns(path) {
             Self::Oip
@@ -311,6 +314,9 @@ impl Envelope {
         match self {
             Self::Application | Self::OpenAi | Self::Oip => class.status,
             Self::Tei => class.tei_status,
+            // Its statuses are those of gRPC's codes, where a value that is not taken is an invalid argument.
+            Self::TensorFlow if class.status == StatusCode::UNPROCESSABLE_ENTITY => StatusCode::BAD_REQUEST,
+            Self::TensorFlow => class.status,
         }
     }
 
@@ -318,7 +324,7 @@ impl Envelope {
     pub fn content_type(self) -> &'static str {
         match self {
             Self::Application => "application/problem+json",
-            Self::OpenAi | Self::Oip | Self::Tei => "application/json",
+            Self::OpenAi | Self::Oip | Self::Tei | Self::TensorFlow => "application/json",
         }
     }
 
@@ -329,6 +335,7 @@ impl Envelope {
             Self::OpenAi => openai::error_body(fault),
             Self::Oip => oip::error_body(fault),
             Self::Tei => tei::error_body(fault),
+            Self::TensorFlow => tfs::error_body(fault),
         }
     }
 }

@@ -56,7 +56,7 @@ pub struct Submission {
     pub request: Request,
     /// The parameters as the client sent them, an object.
     pub parameters: serde_json::Value,
-    /// The protocol: "application", "openai", "tei", "oip".
+    /// The protocol: "application", "openai", "tei", "oip", "tensorflow", "jina", "cohere".
     pub source: &'static str,
     pub user: Option<String>,
     pub metadata: BTreeMap<String, String>,

@@ -20,7 +20,7 @@ import urllib.request
 
 import standardwebhooks
 
-from judge import started
+from judging import started
 
 HERE = pathlib.Path(__file__).parent
 EXAMPLES = HERE.parent.parent / "docs" / "examples"

@@ -10,6 +10,7 @@ const fs = require("node:fs");
 const net = require("node:net");
 const os = require("node:os");
 const path = require("node:path");
+const { parseArgs } = require("node:util");
 const { OpenAI } = require("openai");
 
 const reference = JSON.parse(fs.readFileSync(path.join(__dirname, "reference.json"), "utf8"));
@@ -18,6 +19,15 @@ const LEAST_COSINE = 0.999;
 
 let client;
 const model = reference.model;
+// Method and path of each request since it was last emptied.
+let requests = new Set();
+
+function recordingFetch(url, options = {}) {
+  const { protocol, pathname } = new URL(url instanceof Request ? url.url : url);
+  // The client also asks for `data:,`, to see what fetch can.
+  if (protocol === "http:") requests.add(`${(options.method ?? "GET").toUpperCase()} ${pathname}`);
+  return fetch(url, options);
+}
 
 function unpack(text) {
   const bytes = Buffer.from(text, "base64");
@@ -95,19 +105,31 @@ const tests = {
   },
 };
 
-async function judge(url) {
-  client = new OpenAI({ baseURL: `${url}/v1`, apiKey: "none", maxRetries: 0, timeout: 60_000 });
-  let numFailed = 0;
+async function judge(url, record) {
+  const options = { apiKey: "none", maxRetries: 0, timeout: 60_000, fetch: recordingFetch };
+  client = new OpenAI({ baseURL: `${url}/v1`, ...options });
+  const checks = [];
   for (const [name, test] of Object.entries(tests)) {
+    requests = new Set();
+    let passed = true;
     try {
       await test();
       console.log(`ok    openai (JavaScript): ${name}`);
     } catch (error) {
-      numFailed += 1;
+      passed = false;
       console.log(`FAIL  openai (JavaScript): ${name}\n${error.stack}`);
     }
+    const version = require("openai/version").VERSION;
+    checks.push({ client: "openai (JavaScript)", version, check: name, passed, requests: [...requests].sort() });
   }
-  return numFailed;
+  if (record) {
+    const { paths } = await (await fetch(`${url}/openapi.json`)).json();
+    const routes = Object.entries(paths).flatMap(([path, item]) =>
+      Object.entries(item).map(([method, { tags }]) => ({ route: `${method.toUpperCase()} ${path}`, of: tags[0] })),
+    );
+    fs.writeFileSync(record, `${JSON.stringify({ routes, checks }, null, 1)}\n`);
+  }
+  return checks.filter((check) => !check.passed).length;
 }
 
 function freePort() {
@@ -131,7 +153,7 @@ async function waitUntilReady(url, server, seconds) {
   throw new Error(`the server was not ready within ${seconds} s`);
 }
 
-async function judgeBinary(binary) {
+async function judgeBinary(binary, record) {
   const port = await freePort();
   const data = fs.mkdtempSync(path.join(os.tmpdir(), "eremois-judge-"));
   const env = { EREMOIS_LOG__FILTER: "warn", ...process.env, EREMOIS_API__LISTEN: `127.0.0.1:${port}`, EREMOIS_DATABASE__PATH: data };
@@ -139,7 +161,7 @@ async function judgeBinary(binary) {
   const ended = new Promise((resolve) => server.once("exit", resolve));
   try {
     await waitUntilReady(`http://127.0.0.1:${port}`, server, 120);
-    return await judge(`http://127.0.0.1:${port}`);
+    return await judge(`http://127.0.0.1:${port}`, record);
   } finally {
     server.kill("SIGTERM");
     await ended;
@@ -148,8 +170,10 @@ async function judgeBinary(binary) {
 }
 
 async function main() {
-  const url = process.argv[2];
-  const numFailed = await (url ? judge(url) : judgeBinary(process.env.EREMOIS_TEST_BIN ?? "target/debug/eremois"));
+  const { values, positionals } = parseArgs({ options: { record: { type: "string" } }, allowPositionals: true });
+  const [url] = positionals;
+  const binary = process.env.EREMOIS_TEST_BIN ?? "target/debug/eremois";
+  const numFailed = await (url ? judge(url, values.record) : judgeBinary(binary, values.record));
   process.exit(numFailed ? 1 : 0);
 }
 

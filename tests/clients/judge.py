@@ -9,19 +9,9 @@ The server must serve all-MiniLM-L6-v2 (bundled). Needs requirements.txt; exits 
 """
 
 import argparse
-import base64
-import contextlib
 import json
-import os
-import pathlib
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import time
-import traceback
-import urllib.error
 import urllib.request
 
 import numpy
@@ -31,37 +21,13 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 from tritonclient.utils import InferenceServerException
 
-HERE = pathlib.Path(__file__).parent
-REFERENCE = json.loads((HERE / "reference.json").read_text())
-TEXTS = REFERENCE["texts"]
-# The bundled weights are 8-bit; the model's README promises this of them.
-LEAST_COSINE = 0.999
-
-
-def unpack(text):
-    return numpy.frombuffer(base64.b64decode(text), "<f4")
-
-
-EXPECTED = [unpack(row) for row in REFERENCE["embeddings"]]
-
-
-def same(row, expected, what):
-    row = numpy.asarray(row, numpy.float32)
-    assert row.shape == expected.shape, f"{what}: shape {row.shape}, expected {expected.shape}"
-    cosine = float(row @ expected / (numpy.linalg.norm(row) * numpy.linalg.norm(expected)))
-    assert cosine >= LEAST_COSINE, f"{what}: cosine {cosine:.6f} below {LEAST_COSINE}"
-    return cosine
-
-
-def raises(kind, call):
-    try:
-        call()
-    except kind as error:
-        return error
-    raise AssertionError(f"no {kind.__name__}")
+from judging import EXPECTED, REFERENCE, TEXTS, add_arguments, judge_arguments, raises, same, unpack
+from tensorflow_serving import TensorFlowServing
 
 
 class OpenAi:
+    client = "openai"
+
     def __init__(self, url):
         self.client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
         self.model = REFERENCE["model"]
@@ -153,10 +119,10 @@ class OpenAi:
 
     def wait(self, batch):
         end = time.monotonic() + 60
-        while batch.status not in ("completed", "failed", "expired", "cancelled"):
+        # Asked for at least once, so that the record of this run is that of the next.
+        while (batch := self.client.batches.retrieve(batch.id)).status not in ("completed", "failed", "expired", "cancelled"):
             assert time.monotonic() < end, batch
             time.sleep(0.05)
-            batch = self.client.batches.retrieve(batch.id)
         return batch
 
     def test_files_come_back_as_they_were_sent(self):
@@ -239,6 +205,8 @@ class OpenAi:
 
 
 class HuggingFace:
+    client = "huggingface_hub"
+
     def __init__(self, url):
         self.url = url
         self.client = InferenceClient(base_url=url, timeout=60)
@@ -379,6 +347,8 @@ class Triton:
 class Plain:
     """What no client has a method for."""
 
+    client = "HTTP"
+
     def __init__(self, url):
         self.url = url
 
@@ -412,7 +382,8 @@ class Plain:
         num_examples = 0
         kept, _ = self.ask("/api/v1/inferences", {"input": "kept for the examples"})
         for path, item in document["paths"].items():
-            path = path.replace("{id}", kept["id"]).replace("{model}", REFERENCE["model"]).replace("{version}", "1")
+            id = REFERENCE["model"] if path.startswith("/v1/models") else kept["id"]
+            path = path.replace("{id}", id).replace("{model}", REFERENCE["model"]).replace("{version}", "1").replace("{label}", "stable")
             content = item.get("post", {}).get("requestBody", {}).get("content", {}).get("application/json", {})
             if path == "/v1/batches":
                 # Takes a file that is there.
@@ -424,72 +395,10 @@ class Plain:
         assert num_examples >= 12, num_examples
 
 
-def judge(url):
-    failures = []
-    for judge_class in (OpenAi, HuggingFace, Triton, Plain):
-        client = judge_class(url)
-        for name in [name for name in dir(client) if name.startswith("test_")]:
-            label = f"{judge_class.__name__}: {name.removeprefix('test_').replace('_', ' ')}"
-            try:
-                getattr(client, name)()
-                print(f"ok    {label}")
-            except Exception:
-                failures.append(label)
-                print(f"FAIL  {label}\n{traceback.format_exc()}")
-    print(f"{len(failures)} failed" if failures else "all judged right")
-    return 1 if failures else 0
-
-
-def wait_until_ready(url, process, seconds):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            raise SystemExit(f"the server ended with {process.returncode} before it was ready")
-        try:
-            with urllib.request.urlopen(f"{url}/health/ready", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.05)
-    raise SystemExit(f"the server was not ready within {seconds} s")
-
-
-@contextlib.contextmanager
-def started(binary, data, settings=None, port=0):
-    """The address of a server of its own; it must end with 0 when asked to."""
-    if port == 0:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    environment = dict(os.environ, EREMOIS_API__LISTEN=f"127.0.0.1:{port}", EREMOIS_DATABASE__PATH=data, **(settings or {}))
-    environment.setdefault("EREMOIS_LOG__FILTER", "warn")
-    process = subprocess.Popen([binary, "serve"], env=environment)
-    try:
-        wait_until_ready(url, process, 120)
-        yield url
-        process.send_signal(signal.SIGTERM)
-        code = process.wait(30)
-        assert code == 0, f"SIGTERM: exit {code}"
-    finally:
-        if process.poll() is None:
-            process.kill()
-
-
-def judge_binary(binary, port):
-    with tempfile.TemporaryDirectory() as data, started(binary, data, port=port) as url:
-        return judge(url)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    target = parser.add_mutually_exclusive_group()
-    target.add_argument("--binary", default=os.environ.get("EREMOIS_TEST_BIN", "target/debug/eremois"))
-    target.add_argument("--url", help="a server that runs")
-    parser.add_argument("--port", type=int, default=0, help="for --binary; 0 takes a free one")
-    arguments = parser.parse_args()
-    if arguments.url:
-        return judge(arguments.url.rstrip("/"))
-    return judge_binary(os.path.abspath(arguments.binary), arguments.port)
+    add_arguments(parser)
+    return judge_arguments(parser.parse_args(), (OpenAi, HuggingFace, Triton, TensorFlowServing, Plain))
 
 
 if __name__ == "__main__":

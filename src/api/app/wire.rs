@@ -28,7 +28,7 @@ pub struct Inference {
     /// RFC 3339, to the millisecond.
     created_at: String,
     completed_at: Option<String>,
-    /// The protocol that was asked: "application", "openai", "tei" or "oip".
+    /// The protocol that was asked: "application", "openai", "tei", "oip", "tensorflow", "jina" or "cohere".
     source: String,
     user: Option<String>,
     metadata: std::collections::BTreeMap<String, String>,

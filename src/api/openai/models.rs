@@ -1,12 +1,15 @@
 //! `GET /v1/models`.
 
-use axum::extract::{Path, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::super::ApiState;
 use super::super::docs::Refusals;
 use super::super::status::Fault;
+use super::super::tfs::{self, status::ModelStatus};
 use crate::model::ModelInfo;
 use crate::{Error, Result};
 
@@ -21,6 +24,15 @@ pub struct Model {
     created: u64,
     #[schema(example = "eremois")]
     owned_by: &'static str,
+}
+
+/// One model, as OpenAI and as TensorFlow Serving describe it: both ask at the same address, and each reads its own fields.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ModelWithStatus {
+    #[serde(flatten)]
+    model: Model,
+    #[serde(flatten)]
+    status: ModelStatus,
 }
 
 /// The body of `GET /v1/models`.
@@ -44,17 +56,23 @@ pub async fn models(State(state): State<ApiState>) -> axum::Json<ModelList> {
     axum::Json(ModelList { object: "list", data })
 }
 
-/// One model.
+/// One model; and the status of its version, for clients of TensorFlow Serving.
 #[utoipa::path(
     get, path = "/v1/models/{id}", tag = "OpenAI",
     params(("id" = String, Path, description = "A name from `/v1/models`", example = "all-MiniLM-L6-v2")),
-    responses((status = 200, body = Model, description = "The model"), Refusals),
+    responses((status = 200, body = ModelWithStatus, description = "The model"), Refusals),
 )]
 pub async fn model(
     State(state): State<ApiState>,
-    id: Result<Path<String>, axum::extract::rejection::PathRejection>,
-) -> Result<axum::Json<Model>, Fault> {
+    id: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Response, Fault> {
     let Path(id) = id.map_err(|e| Error::Malformed { field: "id".to_string(), reason: e.body_text() })?;
-    let info = state.engine.model(Some(&id))?;
-    Ok(axum::Json(Model::from(&*info)))
+    match state.engine.model(Some(&id)) {
+        Ok(info) => {
+            let status = ModelStatus::of(&state, &info);
+            Ok(axum::Json(ModelWithStatus { model: Model::from(&*info), status }).into_response())
+        }
+        Err(unknown) => tfs::read(&state, &id, &request).unwrap_or(Err(unknown.into())),
+    }
 }

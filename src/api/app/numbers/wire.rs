@@ -34,7 +34,7 @@ pub struct UsageItem {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "2026-11-25")]
     day: Option<String>,
-    /// The protocol that was asked: "application", "openai", "tei" or "oip".
+    /// The protocol that was asked: "application", "openai", "tei", "oip", "tensorflow", "jina" or "cohere".
     #[serde(skip_serializing_if = "Option::is_none")]
     source: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,0 +1,181 @@
+"""What the judges share: the reference, a server of their own, and a record of what was checked.
+
+A judge is a class made from a server's address, whose methods `test_…` raise on what is wrong. Its `client` is the package
+that it asks with, whose version is recorded; without one it is named by itself. What it asks is seen where requests are
+written: by http.client (urllib, requests), h11 (httpx and its kin) or geventhttpclient.
+"""
+
+import base64
+import contextlib
+import http.client
+import importlib.metadata
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import traceback
+import urllib.error
+import urllib.request
+
+import numpy
+
+HERE = pathlib.Path(__file__).parent
+REFERENCE = json.loads((HERE / "reference.json").read_text())
+TEXTS = REFERENCE["texts"]
+# The bundled weights are 8-bit; the model's README promises this of them.
+LEAST_COSINE = 0.999
+
+
+def unpack(text):
+    return numpy.frombuffer(base64.b64decode(text), "<f4")
+
+
+EXPECTED = [unpack(row) for row in REFERENCE["embeddings"]]
+
+
+def same(row, expected, what):
+    row = numpy.asarray(row, numpy.float32)
+    assert row.shape == expected.shape, f"{what}: shape {row.shape}, expected {expected.shape}"
+    cosine = float(row @ expected / (numpy.linalg.norm(row) * numpy.linalg.norm(expected)))
+    assert cosine >= LEAST_COSINE, f"{what}: cosine {cosine:.6f} below {LEAST_COSINE}"
+    return cosine
+
+
+def raises(kind, call):
+    try:
+        call()
+    except kind as error:
+        return error
+    raise AssertionError(f"no {kind.__name__}")
+
+
+class Requests:
+    """Method and path of each request that this process sends, whichever library writes it."""
+
+    def __init__(self):
+        self.seen = set()
+        self.watch(http.client.HTTPConnection, "putrequest", lambda method, url, *_, **__: (method, url))
+        with contextlib.suppress(ImportError):
+            import h11
+
+            self.watch(h11.Connection, "send", lambda event: (event.method, event.target) if isinstance(event, h11.Request) else None)
+        with contextlib.suppress(ImportError):
+            from geventhttpclient.client import HTTPClient
+
+            self.watch(HTTPClient, "request", lambda method, request_uri, *_, **__: (method, request_uri))
+
+    def watch(self, owner, name, request_of):
+        original = getattr(owner, name)
+
+        def watched(this, *arguments, **named):
+            request = request_of(*arguments, **named)
+            if request is not None:
+                method, path = (part.decode() if isinstance(part, bytes) else part for part in request)
+                path = path.split("?")[0]
+                self.seen.add(f"{method} /{path.lstrip('/')}")
+            return original(this, *arguments, **named)
+
+        setattr(owner, name, watched)
+
+    def take(self):
+        taken, self.seen = sorted(self.seen), set()
+        return taken
+
+
+def version_of(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def judge(url, classes, record=None):
+    """Runs all tests of these classes; writes what was checked into the file `record`. 1 if one failed."""
+    requests, failures, checks = Requests(), [], []
+    for judge_class in classes:
+        judge = judge_class(url)
+        client = getattr(judge_class, "client", judge_class.__name__)
+        for name in [name for name in dir(judge) if name.startswith("test_")]:
+            check = name.removeprefix("test_").replace("_", " ")
+            label = f"{judge_class.__name__}: {check}"
+            requests.take()
+            try:
+                getattr(judge, name)()
+                print(f"ok    {label}")
+            except Exception:
+                failures.append(label)
+                print(f"FAIL  {label}\n{traceback.format_exc()}")
+            passed = label not in failures
+            version = version_of(client)
+            checks.append({"client": client, "version": version, "check": check, "passed": passed, "requests": requests.take()})
+    print(f"{len(failures)} failed" if failures else "all judged right")
+    if record:
+        pathlib.Path(record).write_text(json.dumps({"routes": routes(url), "checks": checks}, indent=1) + "\n")
+    return 1 if failures else 0
+
+
+def routes(url):
+    """All operations of the server's document: `{"route": "GET /v1/models", "of": "OpenAI"}`."""
+    with urllib.request.urlopen(f"{url}/openapi.json", timeout=60) as response:
+        paths = json.load(response)["paths"]
+    return [
+        {"route": f"{method.upper()} {path}", "of": operation["tags"][0]}
+        for path, item in paths.items()
+        for method, operation in item.items()
+    ]
+
+
+def wait_until_ready(url, process, seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise SystemExit(f"the server ended with {process.returncode} before it was ready")
+        try:
+            with urllib.request.urlopen(f"{url}/health/ready", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.05)
+    raise SystemExit(f"the server was not ready within {seconds} s")
+
+
+@contextlib.contextmanager
+def started(binary, data, settings=None, port=0):
+    """The address of a server of its own; it must end with 0 when asked to."""
+    if port == 0:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    environment = dict(os.environ, EREMOIS_API__LISTEN=f"127.0.0.1:{port}", EREMOIS_DATABASE__PATH=data, **(settings or {}))
+    environment.setdefault("EREMOIS_LOG__FILTER", "warn")
+    process = subprocess.Popen([binary, "serve"], env=environment)
+    try:
+        wait_until_ready(url, process, 120)
+        yield url
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(30)
+        assert code == 0, f"SIGTERM: exit {code}"
+    finally:
+        if process.poll() is None:
+            process.kill()
+
+
+def add_arguments(parser):
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--binary", default=os.environ.get("EREMOIS_TEST_BIN", "target/debug/eremois"))
+    target.add_argument("--url", help="a server that runs")
+    parser.add_argument("--port", type=int, default=0, help="for --binary; 0 takes a free one")
+    parser.add_argument("--record", help="a file for what was checked, which scripts/compatibility reads")
+
+
+def judge_arguments(arguments, classes):
+    """Judges the server that the arguments name."""
+    if arguments.url:
+        return judge(arguments.url.rstrip("/"), classes, arguments.record)
+    binary = os.path.abspath(arguments.binary)
+    with tempfile.TemporaryDirectory() as data, started(binary, data, port=arguments.port) as url:
+        return judge(url, classes, arguments.record)
