@@ -10,6 +10,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
 use super::ApiState;
+use super::compress::{self, Coding, MAX_INLINE_UNPACKED, Unpacking};
 use super::internal::Background;
 use super::observe::Arrival;
 use super::status::{Fault, JSON, MULTIPART};
@@ -48,12 +49,13 @@ pub async fn bounded<O>(deadline: Instant, timeout: Duration, work: impl Future<
 
 /// Reads the whole body and parses it.
 ///
-/// Errors: `MediaType`, `ContentEncoding`, `SlowBody`; `TooLarge` with unit "bytes"; `Malformed` naming the
-/// field, or "body" where the text is no JSON; `Malformed` for `x-request-timeout`.
+/// Errors: `MediaType`, `ContentEncoding`, `SlowBody`; `TooLarge` with unit "bytes", of the body as it came or unpacked;
+/// `Malformed` naming the field, or "body" where the text is no JSON; `Malformed` for `x-request-timeout`.
 pub async fn read<T: DeserializeOwned + Send + 'static>(state: &ApiState, request: Request) -> Result<Call<T>, Fault> {
     let arrived = request.extensions().get::<Arrival>().map_or_else(Instant::now, |a| a.at);
     let (parts, body) = request.into_parts();
     check_media_type(&parts.headers)?;
+    let coding = coding(&parts.headers)?;
     let timeout = timeout(&parts.headers, state.settings.timeout)?;
     let cache_use = cache_use(&parts.headers);
     let background = parts.extensions.get::<Background>().copied();
@@ -70,13 +72,27 @@ pub async fn read<T: DeserializeOwned + Send + 'static>(state: &ApiState, reques
         Ok(bytes) => bytes?,
         Err(_) => return Err(Fault::SlowBody { timeout }),
     };
-    let body = if bytes.len() <= MAX_INLINE_BYTES {
-        parse(&bytes)?
-    } else {
-        let joined = tokio::task::spawn_blocking(move || parse(&bytes)).await;
-        joined.map_err(|e| Error::Internal { cause: format!("parsing a body: {e}") })??
+    let body = match coding {
+        None if bytes.len() <= MAX_INLINE_BYTES => parse(&bytes)?,
+        None => blocking(move || parse(&bytes)).await?,
+        Some(_) if bytes.is_empty() => parse(&bytes)?,
+        Some(coding) => unpack(coding, bytes, limit).await?,
     };
     Ok(Call { body, deadline, timeout, cache_use, priority, record_id })
+}
+
+/// Unpacks and parses; what is short unpacked, here.
+async fn unpack<T: DeserializeOwned + Send + 'static>(coding: Coding, bytes: Bytes, limit: usize) -> Result<T> {
+    let mut unpacking = Unpacking::new(coding, bytes, limit)?;
+    if unpacking.read(MAX_INLINE_UNPACKED)? {
+        return parse(&unpacking.finish()?);
+    }
+    blocking(move || parse(&unpacking.finish()?)).await
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let joined = tokio::task::spawn_blocking(work).await;
+    joined.map_err(|e| Error::Internal { cause: format!("parsing a body: {e}") })?
 }
 
 async fn collect(body: Body, limit: usize) -> Result<Bytes> {
@@ -128,7 +144,10 @@ pub fn check_multipart(headers: &HeaderMap) -> Result<(), Fault> {
     if !essence.eq_ignore_ascii_case(MULTIPART) {
         return Err(Fault::MediaType { got, expected: MULTIPART });
     }
-    check_encoding(headers)
+    match encoding(headers) {
+        None => Ok(()),
+        Some(got) => Err(Fault::ContentEncoding { got, expected: "identity" }),
+    }
 }
 
 /// JSON only. Not for the parser's sake: a page of another site can make a browser send `text/plain`
@@ -145,15 +164,24 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), Fault> {
     if !is_json || !is_utf8 {
         return Err(Fault::MediaType { got, expected: JSON });
     }
-    check_encoding(headers)
+    Ok(())
 }
 
-fn check_encoding(headers: &HeaderMap) -> Result<(), Fault> {
-    let got = header_text(headers, header::CONTENT_ENCODING);
-    if got.trim().is_empty() || got.trim().eq_ignore_ascii_case("identity") {
-        return Ok(());
+/// How the body is compressed. One coding: nothing gains by a second one. Errors: `ContentEncoding`.
+fn coding(headers: &HeaderMap) -> Result<Option<Coding>, Fault> {
+    let Some(got) = encoding(headers) else {
+        return Ok(None);
+    };
+    match Coding::named(&got) {
+        Some(coding) => Ok(Some(coding)),
+        None => Err(Fault::ContentEncoding { got, expected: compress::KNOWN }),
     }
-    Err(Fault::ContentEncoding { got })
+}
+
+/// What stands in `content-encoding`; `None` where the body is as it is.
+fn encoding(headers: &HeaderMap) -> Option<String> {
+    let got = header_text(headers, header::CONTENT_ENCODING).trim().to_string();
+    (!got.is_empty() && !got.eq_ignore_ascii_case("identity")).then_some(got)
 }
 
 /// Empty where the header is missing.

@@ -12,7 +12,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::app::wire::Problem;
 use super::status::{Envelope, Fault, Kind};
-use super::{ApiState, app, health, openai, tei};
+use super::{ApiState, app, cohere, forms, health, negotiate, openai, tei};
 
 /// The name that examples are written with; the document served has the default model's instead.
 const EXAMPLE_MODEL: &str = "all-MiniLM-L6-v2";
@@ -28,7 +28,7 @@ pub fn routes() -> Router<ApiState> {
 #[openapi(
     info(
         title = "eremois",
-        description = "Inferences that are kept and found again, and embeddings over the APIs of OpenAI and of text-embeddings-inference."
+        description = "Inferences that are kept and found again, and embeddings over the APIs of OpenAI, of text-embeddings-inference, of Cohere and of Jina."
     ),
     paths(
         app::create::create,
@@ -53,6 +53,7 @@ pub fn routes() -> Router<ApiState> {
         openai::batches::one,
         openai::batches::cancel,
         openai::batches::events,
+        cohere::embed::embed,
         tei::main_task,
         tei::invocations,
         tei::embed,
@@ -67,7 +68,7 @@ pub fn routes() -> Router<ApiState> {
         health::metrics,
         openapi,
     ),
-    components(schemas(Problem, OpenAiError, TeiError))
+    components(schemas(Problem, OpenAiError, CohereError, TeiError))
 )]
 struct Document;
 
@@ -86,6 +87,9 @@ pub fn document(state: &ApiState) -> Value {
     for (path, item) in document["paths"].as_object_mut().into_iter().flatten() {
         for (method, operation) in item.as_object_mut().into_iter().flatten() {
             add_errors(path, method, operation);
+            if forms::ROUTES.contains(&path.as_str()) {
+                add_bytes(operation);
+            }
         }
     }
     if let Ok(info) = state.engine.model(None) {
@@ -132,6 +136,24 @@ struct TeiError {
     error_type: String,
 }
 
+/// Cohere's form of an error.
+#[derive(ToSchema)]
+#[allow(dead_code)]
+struct CohereError {
+    message: String,
+}
+
+/// The other type of an answer with embeddings.
+fn add_bytes(operation: &mut Value) {
+    let success = &mut operation["responses"]["200"];
+    success["content"][negotiate::BYTES] = json!({"schema": {
+        "type": "string", "format": "binary", "description": "The rows one after another, little-endian",
+    }});
+    let header = |text: &str| json!({"schema": {"type": "string"}, "description": text});
+    success["headers"][forms::SHAPE.as_str()] = header("Of raw bytes: inputs, comma, items of a row");
+    success["headers"][forms::DTYPE.as_str()] = header("Of raw bytes: float32, float16, int8 or uint8");
+}
+
 /// Marks a route that answers errors; [`document`] puts those of the status table in its place, in the
 /// envelope of the route's protocol.
 pub struct Refusals;
@@ -156,6 +178,7 @@ fn add_errors(path: &str, method: &str, operation: &mut Value) {
     let schema = match envelope {
         Envelope::Application => "#/components/schemas/Problem",
         Envelope::OpenAi => "#/components/schemas/OpenAiError",
+        Envelope::Cohere => "#/components/schemas/CohereError",
         Envelope::Tei => "#/components/schemas/TeiError",
     };
     for fault in Fault::samples() {
@@ -196,7 +219,8 @@ fn answers(envelope: Envelope, path: &str, method: &str, kind: Kind) -> bool {
         Kind::NotFound | Kind::Conflict => false,
         Kind::Loading | Kind::Draining | Kind::Unhealthy | Kind::Internal => true,
         // TEI's routes name no model.
-        Kind::ModelNotFound => envelope == Envelope::OpenAi,
+        Kind::ModelNotFound => envelope != Envelope::Tei,
+        Kind::NotAcceptable => forms::ROUTES.contains(&path),
         Kind::Malformed => method == "post" || path.contains('{'),
         // Of a body, or of the work on one.
         Kind::Empty
@@ -229,6 +253,7 @@ fn job_answers(path: &str, method: &str, kind: Kind) -> bool {
         Kind::Deadline => has_body && path == "/v1/batches",
         Kind::RouteNotFound
         | Kind::MethodNotAllowed
+        | Kind::NotAcceptable
         | Kind::ModelNotFound
         | Kind::Loading
         | Kind::Draining
@@ -249,7 +274,7 @@ fn app_answers(path: &str, method: &str, kind: Kind) -> bool {
     // These take long enough to have a deadline of their own, and read `x-request-timeout`.
     let is_timed = has_body || ["/api/v1/usage", "/api/v1/quality"].contains(&path);
     match kind {
-        Kind::RouteNotFound | Kind::MethodNotAllowed => false,
+        Kind::RouteNotFound | Kind::MethodNotAllowed | Kind::NotAcceptable => false,
         Kind::Internal | Kind::StoreUnavailable => true,
         Kind::NotFound => path.contains("{id}"),
         Kind::Malformed => is_timed || path.contains('{'),

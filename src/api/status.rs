@@ -11,7 +11,9 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 
-use super::{ApiState, app, openai, tei};
+use super::compress::KNOWN;
+use super::negotiate::BYTES;
+use super::{ApiState, app, cohere, openai, tei};
 use crate::Error;
 use crate::store::record::Failure;
 
@@ -38,8 +40,14 @@ pub enum Fault {
         /// [`JSON`] or [`MULTIPART`].
         expected: &'static str,
     },
-    /// A compressed body.
+    /// A body compressed in a way that is not taken.
     ContentEncoding {
+        got: String,
+        /// What is, as `accept-encoding` lists it.
+        expected: &'static str,
+    },
+    /// The client takes none of the types that there are.
+    NotAcceptable {
         got: String,
     },
     /// The body did not arrive within the request's deadline.
@@ -69,6 +77,7 @@ pub enum Kind {
     RouteNotFound,
     MethodNotAllowed,
     UnsupportedMediaType,
+    NotAcceptable,
     RequestTimeout,
     QueueFull,
     Overloaded,
@@ -98,6 +107,7 @@ impl Kind {
             Self::RouteNotFound => "route_not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::UnsupportedMediaType => "unsupported_media_type",
+            Self::NotAcceptable => "not_acceptable",
             Self::RequestTimeout => "request_timeout",
             Self::QueueFull => "queue_full",
             Self::Overloaded => "overloaded",
@@ -168,6 +178,7 @@ impl Fault {
             Self::MediaType { .. } | Self::ContentEncoding { .. } => {
                 both(Kind::UnsupportedMediaType, S::UNSUPPORTED_MEDIA_TYPE)
             }
+            Self::NotAcceptable { .. } => both(Kind::NotAcceptable, S::NOT_ACCEPTABLE),
             Self::SlowBody { .. } => both(Kind::RequestTimeout, S::REQUEST_TIMEOUT),
             Self::Panic { .. } => both(Kind::Internal, S::INTERNAL_SERVER_ERROR),
         }
@@ -203,8 +214,11 @@ impl Fault {
                     got => format!("content-type: expected {expected}{charset}, got `{got}`"),
                 }
             }
-            Self::ContentEncoding { got } => {
-                format!("content-encoding: only uncompressed bodies are taken, got `{}`", shorten(got, SHORT))
+            Self::ContentEncoding { got, expected } => {
+                format!("content-encoding: expected one of {expected}, got `{}`", shorten(got, SHORT))
+            }
+            Self::NotAcceptable { got } => {
+                format!("accept: there are {JSON} and {BYTES}, got `{}`", shorten(got, SHORT))
             }
             Self::SlowBody { timeout } => format!("the body did not arrive within {timeout:?}"),
         }
@@ -286,6 +300,7 @@ impl IntoResponse for Fault {
 pub enum Envelope {
     Application,
     OpenAi,
+    Cohere,
     Tei,
 }
 
@@ -294,7 +309,9 @@ impl Envelope {
     pub fn of_path(path: &str) -> Self {
         let is_under =
             |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        if is_under("/v1") {
+        if is_under("/v2/embed") {
+            Self::Cohere
+        } else if is_under("/v1") {
             Self::OpenAi
         } else if is_under("/api") {
             Self::Application
@@ -305,7 +322,7 @@ impl Envelope {
 
     pub fn status(self, class: Class) -> StatusCode {
         match self {
-            Self::Application | Self::OpenAi => class.status,
+            Self::Application | Self::OpenAi | Self::Cohere => class.status,
             Self::Tei => class.tei_status,
         }
     }
@@ -314,7 +331,7 @@ impl Envelope {
     pub fn content_type(self) -> &'static str {
         match self {
             Self::Application => "application/problem+json",
-            Self::OpenAi | Self::Tei => "application/json",
+            Self::OpenAi | Self::Cohere | Self::Tei => "application/json",
         }
     }
 
@@ -323,6 +340,7 @@ impl Envelope {
         match self {
             Self::Application => app::error_body(fault),
             Self::OpenAi => openai::error_body(fault),
+            Self::Cohere => cohere::error_body(fault),
             Self::Tei => tei::error_body(fault),
         }
     }
@@ -347,6 +365,11 @@ pub async fn render(State(state): State<ApiState>, request: Request, next: Next)
     }
     let body = envelope.body(fault).to_string();
     let accept = if matches!(fault, Fault::MediaType { expected: MULTIPART, .. }) { MULTIPART } else { JSON };
+    let accept_encoding = match fault {
+        Fault::ContentEncoding { expected, .. } => expected,
+        Fault::MediaType { expected: JSON, .. } => KNOWN,
+        _ => "identity",
+    };
     let retry_after = fault.retry_after();
     // A refused body may still be on its way: closing is the only way not to read it all. A draining
     // server, or one that will soon, closes so that the client's next connection finds another.
@@ -363,7 +386,7 @@ pub async fn render(State(state): State<ApiState>, request: Request, next: Next)
     }
     if class.kind == Kind::UnsupportedMediaType {
         parts.headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
-        parts.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        parts.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(accept_encoding));
     }
     Response::from_parts(parts, body.into())
 }

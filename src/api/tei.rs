@@ -16,7 +16,9 @@ use utoipa::ToSchema;
 
 use super::body::Call;
 use super::docs::Refusals;
-use super::inputs::{Inputs, InputsVisitor, check_count};
+use super::forms::{self, Dtype, EncodingFormat, Form};
+use super::inputs::{Inputs, InputsVisitor, check_count, renamed};
+use super::negotiate::{self, Media};
 use super::phases::{Served, attach};
 use super::status::{Fault, Kind};
 use super::{ApiState, body, write};
@@ -56,17 +58,7 @@ fn truncation(truncate: Option<bool>, direction: Option<Direction>) -> Truncatio
 
 /// The engine names inputs as OpenAI does; clients of these routes wrote `inputs`.
 fn rename(error: Error) -> Error {
-    let ours = |field: String| match field.strip_prefix("input") {
-        Some(rest) if rest.is_empty() || rest.starts_with('[') => format!("inputs{rest}"),
-        _ => field,
-    };
-    match error {
-        Error::Malformed { field, reason } => Error::Malformed { field: ours(field), reason },
-        Error::Empty { field } => Error::Empty { field: ours(field) },
-        Error::Invalid { field, reason } => Error::Invalid { field: ours(field), reason },
-        Error::TooLarge { field, got, limit, unit } => Error::TooLarge { field: ours(field), got, limit, unit },
-        other => other,
-    }
+    renamed(error, "inputs")
 }
 
 /// The body of `/embed`. Fields not listed are ignored.
@@ -85,6 +77,10 @@ pub struct EmbedBody {
     /// Keep the first so many values of each embedding.
     #[schema(minimum = 1)]
     pub dimensions: Option<usize>,
+    /// Ours: the type of the values, float32 unless said otherwise.
+    pub dtype: Option<Dtype>,
+    /// Ours: how the values are written, as numbers unless said otherwise.
+    pub encoding_format: Option<EncodingFormat>,
 }
 
 /// Embeddings of one or many inputs.
@@ -94,15 +90,17 @@ pub struct EmbedBody {
         ("one text" = (value = json!({"inputs": "The quick brown fox"}))),
         ("many texts, cut to what the model takes" = (value = json!({"inputs": ["w1 w2", "w3"], "truncate": true, "truncation_direction": "Left"}))),
         ("token ids, raw" = (value = json!({"inputs": [[101, 102], [101, 103, 102]], "normalize": false, "dimensions": 8}))),
+        ("one bit a value" = (value = json!({"inputs": ["w1 w2", "w3"], "dtype": "ubinary", "encoding_format": "base64"}))),
     )),
     responses((status = 200, body = Vec<Vec<f32>>, description = "One embedding an input, in their order"), Refusals),
 )]
 pub async fn embed(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
+    let media = negotiate::media(request.headers())?;
     let call = body::read::<EmbedBody>(&state, request).await?;
-    embed_call(&state, call).await
+    embed_call(&state, call, media).await
 }
 
-async fn embed_call(state: &ApiState, call: Call<EmbedBody>) -> Result<Response, Fault> {
+async fn embed_call(state: &ApiState, call: Call<EmbedBody>, media: Media) -> Result<Response, Fault> {
     let Call { body, deadline, cache_use, priority, .. } = call;
     let params = EmbedParams {
         normalize: Some(body.normalize.unwrap_or(true)),
@@ -110,18 +108,12 @@ async fn embed_call(state: &ApiState, call: Call<EmbedBody>) -> Result<Response,
         truncation: truncation(body.truncate, body.truncation_direction),
         prompt_name: body.prompt_name,
     };
+    let form = Form::of(body.encoding_format, body.dtype, None)?;
     let inputs = body.inputs.checked("inputs", state.settings.max_client_batch_size)?;
     let request = Embed { model: None, inputs, params, deadline, priority };
     let computed = state.keeper.embed(request, cache_use, "tei", None).await.map_err(rename)?;
     let served = Served::of(&computed);
-    let rows = computed.rows;
-    let num_floats = rows.iter().map(|row| row.len()).sum();
-    let write = move || {
-        let mut out = write::buffer(num_floats);
-        write::push_rows(&mut out, &rows)?;
-        Ok(out)
-    };
-    let mut response = write::offload(num_floats, write).await?;
+    let mut response = forms::rows(computed.rows, form, media).await?;
     attach(&mut response, served);
     Ok(response)
 }
@@ -219,6 +211,8 @@ pub struct MainTaskBody {
     truncation_direction: Option<Direction>,
     prompt_name: Option<String>,
     dimensions: Option<usize>,
+    dtype: Option<Dtype>,
+    encoding_format: Option<EncodingFormat>,
     /// Of a similarity only.
     parameters: Option<SimilarityParameters>,
 }
@@ -268,16 +262,25 @@ impl<'de> Deserialize<'de> for MainTaskInputs {
     responses((status = 200, description = "As `/embed` or `/similarity` answer", body = serde_json::Value), Refusals),
 )]
 pub async fn main_task(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
+    let media = negotiate::media(request.headers())?;
     let Call { body, deadline, timeout, cache_use, priority, record_id } =
         body::read::<MainTaskBody>(&state, request).await?;
-    let MainTaskBody { inputs, normalize, truncate, truncation_direction, prompt_name, dimensions, parameters } = body;
-    match inputs {
+    match body.inputs {
         MainTaskInputs::Embed(inputs) => {
-            let body = EmbedBody { inputs, normalize, truncate, truncation_direction, prompt_name, dimensions };
-            embed_call(&state, Call { body, deadline, timeout, cache_use, priority, record_id }).await
+            let body = EmbedBody {
+                inputs,
+                normalize: body.normalize,
+                truncate: body.truncate,
+                truncation_direction: body.truncation_direction,
+                prompt_name: body.prompt_name,
+                dimensions: body.dimensions,
+                dtype: body.dtype,
+                encoding_format: body.encoding_format,
+            };
+            embed_call(&state, Call { body, deadline, timeout, cache_use, priority, record_id }, media).await
         }
         MainTaskInputs::Similarity(inputs) => {
-            let body = SimilarityBody { inputs, parameters };
+            let body = SimilarityBody { inputs, parameters: body.parameters };
             similarity_call(&state, Call { body, deadline, timeout, cache_use, priority, record_id }).await
         }
     }
@@ -353,7 +356,9 @@ fn dtype_word(dtype: &str) -> &str {
 pub fn error_body(fault: &Fault) -> serde_json::Value {
     let error_type = match fault.class().kind {
         Kind::Empty => "Empty",
-        Kind::Malformed | Kind::TooLarge | Kind::Invalid | Kind::UnsupportedMediaType => "Validation",
+        Kind::Malformed | Kind::TooLarge | Kind::Invalid | Kind::UnsupportedMediaType | Kind::NotAcceptable => {
+            "Validation"
+        }
         Kind::QueueFull | Kind::Overloaded => "Overloaded",
         Kind::Loading
         | Kind::Draining
