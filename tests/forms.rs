@@ -167,7 +167,7 @@ async fn jina_asks_in_its_words_on_openais_route() {
     ok(&ask(json!({"late_chunking": false})).await);
     says(&ask(json!({"task": "cooking"})).await, 400, "retrieval.query");
     let image = json!({"input": ["w1", {"image": "aGk="}]});
-    assert_eq!(says(&server.post("/v1/embeddings", image).await, 400, "`image`")["error"]["param"], "input[1]");
+    assert_eq!(says(&server.post("/v1/embeddings", image).await, 400, "`image`")["error"]["param"], "input[1].image");
 }
 
 #[tokio::test]
