@@ -1,5 +1,6 @@
 //! From what went wrong to what a client sees: the one table, and the two layers that apply it.
 
+mod envelope;
 mod samples;
 
 use std::panic::AssertUnwindSafe;
@@ -11,11 +12,13 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 
+use super::ApiState;
 use super::compress::KNOWN;
 use super::negotiate::BYTES;
-use super::{ApiState, app, cohere, openai, tei};
 use crate::Error;
 use crate::store::record::Failure;
+
+pub use envelope::Envelope;
 
 /// The type of bodies.
 pub const JSON: &str = "application/json";
@@ -292,57 +295,6 @@ impl IntoResponse for Fault {
         let mut response = (self.class().status, self.message()).into_response();
         response.extensions_mut().insert(self);
         response
-    }
-}
-
-/// The form of a protocol's errors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Envelope {
-    Application,
-    OpenAi,
-    Cohere,
-    Tei,
-}
-
-impl Envelope {
-    /// The protocol a path belongs to, whether it is a route or not.
-    pub fn of_path(path: &str) -> Self {
-        let is_under =
-            |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        if is_under("/v2/embed") {
-            Self::Cohere
-        } else if is_under("/v1") {
-            Self::OpenAi
-        } else if is_under("/api") {
-            Self::Application
-        } else {
-            Self::Tei
-        }
-    }
-
-    pub fn status(self, class: Class) -> StatusCode {
-        match self {
-            Self::Application | Self::OpenAi | Self::Cohere => class.status,
-            Self::Tei => class.tei_status,
-        }
-    }
-
-    /// The type of the body.
-    pub fn content_type(self) -> &'static str {
-        match self {
-            Self::Application => "application/problem+json",
-            Self::OpenAi | Self::Cohere | Self::Tei => "application/json",
-        }
-    }
-
-    /// The body, as JSON.
-    pub fn body(self, fault: &Fault) -> serde_json::Value {
-        match self {
-            Self::Application => app::error_body(fault),
-            Self::OpenAi => openai::error_body(fault),
-            Self::Cohere => cohere::error_body(fault),
-            Self::Tei => tei::error_body(fault),
-        }
     }
 }
 
