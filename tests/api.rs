@@ -544,7 +544,7 @@ async fn the_document_has_every_route_and_its_examples_work() {
         get /api/v1/inferences/{id},get /api/v1/inferences/{id}/events,get /api/v1/quality,get /api/v1/usage,get /health,get /health/live,get /health/ready,get /info,get /metrics,get /openapi.json,get /ping,\
         get /v1/batches,get /v1/batches/{id},get /v1/batches/{id}/events,get /v1/files,get /v1/files/{id},get /v1/files/{id}/content,\
         get /v1/models,get /v1/models/{id},post /,post /api/v1/inferences,post /api/v1/inferences/{id}/feedback,post /decode,post /embed,post /invocations,post /similarity,\
-        post /tokenize,post /v1/batches,post /v1/batches/{id}/cancel,post /v1/embeddings,post /v1/files,post /v2/embed";
+        post /tokenize,post /v1/batches,post /v1/batches/{id}/cancel,post /v1/embed,post /v1/embeddings,post /v1/files,post /v2/embed";
     assert_eq!(routes.join(","), expected);
 
     let kept = ok(&server.post("/api/v1/inferences", json!({"input": "w1"})).await);

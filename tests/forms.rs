@@ -239,6 +239,19 @@ async fn cohere_embeds_in_many_forms_at_once() {
 }
 
 #[tokio::test]
+async fn coheres_older_clients_get_floats_unless_they_name_types() {
+    let server = plain().await;
+    let body = ok(&server.post("/v1/embed", json!({"texts": ["w1 w2", "w3"], "truncate": "END"})).await);
+    assert_eq!((&body["embeddings"][0], body["embeddings"].as_array().unwrap().len()), (&json!(ROW), 2));
+    assert_eq!((&body["response_type"], &body["texts"]), (&json!("embeddings_floats"), &json!(["w1 w2", "w3"])));
+    assert_eq!(body["meta"], json!({"api_version": {"version": "1"}, "billed_units": {"input_tokens": 3}}));
+    let body = ok(&server.post("/v1/embed", json!({"texts": ["w1 w2"], "embedding_types": ["int8"]})).await);
+    assert_eq!((&body["embeddings"], &body["response_type"]), (&json!({"int8": [INT8]}), &json!("embeddings_by_type")));
+    let refused = says(&server.post("/v1/embed", json!({"texts": []})).await, 400, "texts must not be empty");
+    assert_eq!(refused.as_object().unwrap().len(), 1, "Cohere's envelope and not OpenAI's: {refused}");
+}
+
+#[tokio::test]
 async fn cohere_cuts_unless_told_not_to() {
     let server = plain().await;
     let long = format!("{} w9", "w1 ".repeat(64));

@@ -54,6 +54,7 @@ pub fn routes() -> Router<ApiState> {
         openai::batches::cancel,
         openai::batches::events,
         cohere::embed::embed,
+        cohere::embed::embed_v1,
         tei::main_task,
         tei::invocations,
         tei::embed,

@@ -301,6 +301,7 @@ class Cohere:
     FORMS = ("float", "int8", "uint8", "binary", "ubinary", "base64")
 
     def __init__(self, url):
+        self.url = url
         self.client = cohere.ClientV2(base_url=url, api_key="none", timeout=60, max_retries=0)
         self.model = REFERENCE["model"]
 
@@ -343,6 +344,15 @@ class Cohere:
         assert cut[0] != cut[1] and self.embed([long]).embeddings.float_[0] == cut[1]
         error = raises(cohere.core.ApiError, lambda: self.embed([long], truncate="NONE"))
         assert error.status_code == 413 and "texts has" in error.body["message"], error.body
+
+    def test_the_older_client(self):
+        client = cohere.Client(api_key="none", base_url=self.url, timeout=60)
+        answer = client.embed(model=self.model, texts=TEXTS[:2], input_type="search_query")
+        assert answer.response_type == "embeddings_floats", answer
+        for row, expected in zip(answer.embeddings, EXPECTED):
+            same(row, expected, "v1")
+        answer = client.embed(model=self.model, texts=TEXTS[:2], input_type="search_query", embedding_types=["uint8"])
+        assert numpy.asarray(answer.embeddings.uint8).shape == (2, len(EXPECTED[0])), answer
 
     def test_errors_are_the_classes_the_client_knows(self):
         error = raises(cohere.NotFoundError, lambda: self.client.embed(model="no/such", input_type="clustering", texts=["x"]))

@@ -1,4 +1,4 @@
-//! `POST /v2/embed`.
+//! `POST /v2/embed` and its older form, `POST /v1/embed`.
 
 use std::collections::BTreeSet;
 
@@ -21,7 +21,7 @@ use crate::inference::Computed;
 use crate::request::{EmbedParams, Input, Request as Embed, Truncation, TruncationDirection};
 use crate::{Error, Result};
 
-/// The body of `/v2/embed`. Fields not listed are ignored.
+/// The body of `/v2/embed` and of `/v1/embed`. Fields not listed are ignored.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct EmbedBody {
     /// A name from `/v1/models`; without it the default model answers.
@@ -189,10 +189,35 @@ fn rename(error: Error) -> Error {
     responses((status = 200, body = EmbedAnswer, description = "One embedding a text of each form, in their order"), Refusals),
 )]
 pub async fn embed(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
+    answer(state, request, Version::Two).await
+}
+
+/// As `/v2/embed`, for Cohere's older clients: without `embedding_types` the answer's `embeddings` are the floats themselves.
+#[utoipa::path(
+    post, path = "/v1/embed", tag = "Cohere",
+    request_body(content = EmbedBody, example = json!({"model": "all-MiniLM-L6-v2", "input_type": "search_query", "texts": ["The quick brown fox"]})),
+    responses((status = 200, body = Value, description = "As `/v2/embed` answers, or with `embeddings` as a list"), Refusals),
+)]
+pub async fn embed_v1(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
+    answer(state, request, Version::One).await
+}
+
+/// That of Cohere's API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    One,
+    Two,
+}
+
+async fn answer(state: ApiState, request: Request, version: Version) -> Result<Response, Fault> {
     let media = media(request.headers())?;
     let Call { body, deadline, cache_use, priority, .. } = body::read::<EmbedBody>(&state, request).await?;
     body.check()?;
     let types = body.types()?;
+    let shape = match (version, &body.embedding_types) {
+        (Version::One, None) => Shape::Floats,
+        _ => Shape::ByType(types.clone(), version),
+    };
     if media == Media::Bytes && types.len() > 1 {
         return Err(invalid("embedding_types", "one form fits into raw bytes").into());
     }
@@ -211,28 +236,41 @@ pub async fn embed(State(state): State<ApiState>, request: Request) -> Result<Re
             let num_floats: usize = computed.rows.iter().map(|row| row.len()).sum();
             // A text is copied in a tenth of the time of digits.
             let work = num_floats * types.len() + echo.iter().map(|text| text.len() / 64).sum::<usize>();
-            write::offload(work, move || write_answer(&computed, &types, &echo)).await?
+            write::offload(work, move || write_answer(&computed, &shape, &echo)).await?
         }
     };
     attach(&mut response, served);
     Ok(response)
 }
 
+/// What `embeddings` is.
+enum Shape {
+    /// `[[..]]`, in version 1 alone.
+    Floats,
+    /// `{"int8": [[..]], ..}`.
+    ByType(Vec<EmbeddingType>, Version),
+}
+
 /// The answer's JSON. Errors: `Internal` for a row with a value that is no number; `Invalid` for one without this form.
-fn write_answer(computed: &Computed, types: &[EmbeddingType], texts: &[String]) -> Result<Vec<u8>> {
+fn write_answer(computed: &Computed, shape: &Shape, texts: &[String]) -> Result<Vec<u8>> {
+    let (types, response_type, version) = match shape {
+        Shape::Floats => (&[EmbeddingType::Float][..], "embeddings_floats", Version::One),
+        Shape::ByType(types, version) => (&types[..], "embeddings_by_type", *version),
+    };
     let rows_len: usize = types.iter().map(|asked| asked.form().rows_len(&computed.rows)).sum();
     let texts_len: usize = texts.iter().map(|text| text.len() + 3).sum();
     let mut out = Vec::with_capacity(rows_len + texts_len + 512);
     let id = uuid::Uuid::now_v7();
-    out.extend_from_slice(format!(r#"{{"id":"{id}","embeddings":{{"#).as_bytes());
+    out.extend_from_slice(format!(r#"{{"id":"{id}","embeddings":"#).as_bytes());
     for (i, asked) in types.iter().enumerate() {
-        if i > 0 {
-            out.push(b',');
+        if let Shape::ByType(..) = shape {
+            let before = if i == 0 { '{' } else { ',' };
+            out.extend_from_slice(format!(r#"{before}"{}":"#, asked.as_str()).as_bytes());
         }
-        out.extend_from_slice(format!(r#""{}":"#, asked.as_str()).as_bytes());
         asked.form().push_rows(&mut out, &computed.rows)?;
     }
-    out.extend_from_slice(br#"},"texts":["#);
+    let end = if let Shape::ByType(..) = shape { "}" } else { "" };
+    out.extend_from_slice(format!(r#"{end},"texts":["#).as_bytes());
     for (i, text) in texts.iter().enumerate() {
         if i > 0 {
             out.push(b',');
@@ -240,7 +278,8 @@ fn write_answer(computed: &Computed, types: &[EmbeddingType], texts: &[String]) 
         write::push_str(&mut out, text);
     }
     let tokens = computed.usage.num_tokens;
-    let meta = format!(r#"{{"api_version":{{"version":"2"}},"billed_units":{{"input_tokens":{tokens}}}}}"#);
-    out.extend_from_slice(format!(r#"],"meta":{meta},"response_type":"embeddings_by_type"}}"#).as_bytes());
+    let version = if version == Version::One { 1 } else { 2 };
+    let meta = format!(r#"{{"api_version":{{"version":"{version}"}},"billed_units":{{"input_tokens":{tokens}}}}}"#);
+    out.extend_from_slice(format!(r#"],"meta":{meta},"response_type":"{response_type}"}}"#).as_bytes());
     Ok(out)
 }

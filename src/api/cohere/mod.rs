@@ -11,7 +11,7 @@ use super::status::Fault;
 
 /// The routes of Cohere's protocol.
 pub fn routes() -> Router<ApiState> {
-    Router::new().route("/v2/embed", post(embed::embed))
+    Router::new().route("/v2/embed", post(embed::embed)).route("/v1/embed", post(embed::embed_v1))
 }
 
 /// `{message}`.

@@ -39,7 +39,7 @@ pub async fn rows(rows: Vec<Row>, form: Form, media: Media) -> Result<Response> 
 }
 
 /// The routes that answer with embeddings in any form.
-pub const ROUTES: [&str; 5] = ["/v1/embeddings", "/embed", "/", "/invocations", "/v2/embed"];
+pub const ROUTES: [&str; 6] = ["/v1/embeddings", "/embed", "/", "/invocations", "/v2/embed", "/v1/embed"];
 
 /// The values of an embedding. [`quantize`] has their definitions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]

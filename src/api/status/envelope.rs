@@ -19,7 +19,7 @@ impl Envelope {
     pub fn of_path(path: &str) -> Self {
         let is_under =
             |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        if is_under("/v2/embed") {
+        if is_under("/v2/embed") || is_under("/v1/embed") {
             Self::Cohere
         } else if is_under("/v1") {
             Self::OpenAi
