@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_json_in_utf8_is_taken() {
+    fn only_json_in_utf8_is_taken() {
         let ok = |value| check_media_type(&headers("content-type", value)).is_ok();
         assert!(ok("application/json"));
         assert!(ok("Application/JSON; charset=UTF-8"));
@@ -279,9 +279,20 @@ mod tests {
         assert!(!ok("application/json; charset=latin1"));
         assert!(!ok("application/x-www-form-urlencoded"));
         assert!(check_media_type(&HeaderMap::new()).is_err());
-        let mut gzip = headers("content-type", "application/json");
-        gzip.insert("content-encoding", HeaderValue::from_static("gzip"));
-        assert_eq!(check_media_type(&gzip), Err(Fault::ContentEncoding { got: "gzip".into() }));
+    }
+
+    #[test]
+    fn json_may_be_compressed_once_and_files_may_not() {
+        let coding_of = |value| coding(&headers("content-encoding", value));
+        assert_eq!(coding_of("X-GZIP"), Ok(Some(Coding::Gzip)));
+        assert_eq!((coding(&HeaderMap::new()), coding_of(" identity ")), (Ok(None), Ok(None)));
+        let refused = Fault::ContentEncoding { got: "gzip, br".into(), expected: compress::KNOWN };
+        assert_eq!(coding_of("gzip, br"), Err(refused));
+        let mut file = headers("content-type", "multipart/form-data; boundary=b");
+        assert_eq!(check_multipart(&file), Ok(()));
+        file.insert("content-encoding", HeaderValue::from_static("zstd"));
+        let refused = Fault::ContentEncoding { got: "zstd".into(), expected: "identity" };
+        assert_eq!(check_multipart(&file), Err(refused));
     }
 
     #[test]
