@@ -10,6 +10,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
 use super::ApiState;
+use super::compress::{self, Coding, MAX_INLINE_UNPACKED, Unpacking};
 use super::internal::Background;
 use super::observe::Arrival;
 use super::status::{Fault, JSON, MULTIPART};
@@ -71,8 +72,8 @@ pub async fn bounded<O>(deadline: Instant, timeout: Duration, work: impl Future<
 
 /// Reads the whole body and parses it.
 ///
-/// Errors: `MediaType`, `ContentEncoding`, `SlowBody`; `TooLarge` with unit "bytes"; `Malformed` naming the
-/// field, or "body" where the text is no JSON; `Malformed` for `x-request-timeout`.
+/// Errors: `MediaType`, `ContentEncoding`, `SlowBody`; `TooLarge` with unit "bytes", of the body as it came or unpacked;
+/// `Malformed` naming the field, or "body" where the text is no JSON; `Malformed` for `x-request-timeout`.
 pub async fn read<T: DeserializeOwned + Send + 'static>(state: &ApiState, request: Request) -> Result<Call<T>, Fault> {
     check_media_type(request.headers())?;
     let call = receive(state, request).await?;
@@ -81,10 +82,12 @@ pub async fn read<T: DeserializeOwned + Send + 'static>(state: &ApiState, reques
 
 /// Reads the whole body, whose type the caller has checked.
 ///
-/// Errors: `SlowBody`; `TooLarge` with unit "bytes"; `Malformed` for `x-request-timeout`.
+/// Errors: `ContentEncoding`, `SlowBody`; `TooLarge` with unit "bytes", of the body as it came or unpacked; `Malformed` for
+/// `x-request-timeout` and for bytes that are not packed as they say.
 pub async fn receive(state: &ApiState, request: Request) -> Result<Call<Bytes>, Fault> {
     let arrived = request.extensions().get::<Arrival>().map_or_else(Instant::now, |a| a.at);
     let (parts, body) = request.into_parts();
+    let coding = coding(&parts.headers)?;
     let timeout = timeout(&parts.headers, state.settings.timeout)?;
     let cache_use = cache_use(&parts.headers);
     let background = parts.extensions.get::<Background>().copied();
@@ -101,6 +104,10 @@ pub async fn receive(state: &ApiState, request: Request) -> Result<Call<Bytes>, 
         Ok(bytes) => bytes?,
         Err(_) => return Err(Fault::SlowBody { timeout }),
     };
+    let body = match coding {
+        Some(coding) if !body.is_empty() => unpack(coding, body, limit).await?,
+        _ => body,
+    };
     Ok(Call { body, deadline, timeout, cache_use, priority, record_id })
 }
 
@@ -111,14 +118,26 @@ pub async fn parsed<T: Send + 'static>(
     call: Call<Bytes>,
     parse: impl FnOnce(Bytes) -> Result<T> + Send + 'static,
 ) -> Result<Call<T>, Fault> {
-    let Call { body: bytes, deadline, timeout, cache_use, priority, record_id } = call;
-    let body = if bytes.len() <= MAX_INLINE_BYTES {
-        parse(bytes)?
-    } else {
-        let joined = tokio::task::spawn_blocking(move || parse(bytes)).await;
-        joined.map_err(|e| Error::Internal { cause: format!("parsing a body: {e}") })??
+    let (bytes, call) = call.split();
+    let body = match bytes.len() <= MAX_INLINE_BYTES {
+        true => parse(bytes)?,
+        false => blocking(move || parse(bytes)).await?,
     };
-    Ok(Call { body, deadline, timeout, cache_use, priority, record_id })
+    Ok(call.with(body))
+}
+
+/// Unpacks a body; what is short unpacked, here.
+async fn unpack(coding: Coding, bytes: Bytes, limit: usize) -> Result<Bytes> {
+    let mut unpacking = Unpacking::new(coding, bytes, limit)?;
+    if unpacking.read(MAX_INLINE_UNPACKED)? {
+        return unpacking.finish().map(Bytes::from);
+    }
+    blocking(move || unpacking.finish().map(Bytes::from)).await
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let joined = tokio::task::spawn_blocking(work).await;
+    joined.map_err(|e| Error::Internal { cause: format!("parsing a body: {e}") })?
 }
 
 async fn collect(body: Body, limit: usize) -> Result<Bytes> {
@@ -170,7 +189,10 @@ pub fn check_multipart(headers: &HeaderMap) -> Result<(), Fault> {
     if !essence.eq_ignore_ascii_case(MULTIPART) {
         return Err(Fault::MediaType { got, expected: MULTIPART });
     }
-    check_encoding(headers)
+    match encoding(headers) {
+        None => Ok(()),
+        Some(got) => Err(Fault::ContentEncoding { got, expected: "identity" }),
+    }
 }
 
 /// JSON only. Not for the parser's sake: a page of another site can make a browser send `text/plain`
@@ -187,16 +209,24 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), Fault> {
     if !is_json || !is_utf8 {
         return Err(Fault::MediaType { got, expected: JSON });
     }
-    check_encoding(headers)
+    Ok(())
 }
 
-/// Not compressed. Errors: `ContentEncoding`.
-pub fn check_encoding(headers: &HeaderMap) -> Result<(), Fault> {
-    let got = header_text(headers, header::CONTENT_ENCODING);
-    if got.trim().is_empty() || got.trim().eq_ignore_ascii_case("identity") {
-        return Ok(());
+/// How the body is compressed. One coding: nothing gains by a second one. Errors: `ContentEncoding`.
+fn coding(headers: &HeaderMap) -> Result<Option<Coding>, Fault> {
+    let Some(got) = encoding(headers) else {
+        return Ok(None);
+    };
+    match Coding::named(&got) {
+        Some(coding) => Ok(Some(coding)),
+        None => Err(Fault::ContentEncoding { got, expected: compress::KNOWN }),
     }
-    Err(Fault::ContentEncoding { got })
+}
+
+/// What stands in `content-encoding`; `None` where the body is as it is.
+fn encoding(headers: &HeaderMap) -> Option<String> {
+    let got = header_text(headers, header::CONTENT_ENCODING).trim().to_string();
+    (!got.is_empty() && !got.eq_ignore_ascii_case("identity")).then_some(got)
 }
 
 /// Empty where the header is missing.
@@ -285,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_json_in_utf8_is_taken() {
+    fn only_json_in_utf8_is_taken() {
         let ok = |value| check_media_type(&headers("content-type", value)).is_ok();
         assert!(ok("application/json"));
         assert!(ok("Application/JSON; charset=UTF-8"));
@@ -294,9 +324,20 @@ mod tests {
         assert!(!ok("application/json; charset=latin1"));
         assert!(!ok("application/x-www-form-urlencoded"));
         assert!(check_media_type(&HeaderMap::new()).is_err());
-        let mut gzip = headers("content-type", "application/json");
-        gzip.insert("content-encoding", HeaderValue::from_static("gzip"));
-        assert_eq!(check_media_type(&gzip), Err(Fault::ContentEncoding { got: "gzip".into() }));
+    }
+
+    #[test]
+    fn json_may_be_compressed_once_and_files_may_not() {
+        let coding_of = |value| coding(&headers("content-encoding", value));
+        assert_eq!(coding_of("X-GZIP"), Ok(Some(Coding::Gzip)));
+        assert_eq!((coding(&HeaderMap::new()), coding_of(" identity ")), (Ok(None), Ok(None)));
+        let refused = Fault::ContentEncoding { got: "gzip, br".into(), expected: compress::KNOWN };
+        assert_eq!(coding_of("gzip, br"), Err(refused));
+        let mut file = headers("content-type", "multipart/form-data; boundary=b");
+        assert_eq!(check_multipart(&file), Ok(()));
+        file.insert("content-encoding", HeaderValue::from_static("zstd"));
+        let refused = Fault::ContentEncoding { got: "zstd".into(), expected: "identity" };
+        assert_eq!(check_multipart(&file), Err(refused));
     }
 
     #[test]

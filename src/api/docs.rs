@@ -13,7 +13,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 use super::app::wire::Problem;
 use super::oip::OipError;
 use super::status::{Envelope, Fault, Kind};
-use super::{ApiState, app, health, oip, openai, rank, tei, tfs};
+use super::{ApiState, app, cohere, forms, health, negotiate, oip, openai, rank, tei, tfs};
 
 /// The name that examples are written with; the document served has the default model's instead.
 const EXAMPLE_MODEL: &str = "all-MiniLM-L6-v2";
@@ -54,6 +54,8 @@ pub fn routes() -> Router<ApiState> {
         openai::batches::one,
         openai::batches::cancel,
         openai::batches::events,
+        cohere::embed::embed,
+        cohere::embed::embed_v1,
         tei::main_task,
         tei::invocations,
         tei::embed,
@@ -97,7 +99,7 @@ pub fn routes() -> Router<ApiState> {
         health::metrics,
         openapi,
     ),
-    components(schemas(Problem, OpenAiError, OipError, TeiError, TensorFlowError))
+    components(schemas(Problem, OpenAiError, CohereError, OipError, TeiError, TensorFlowError))
 )]
 struct Document;
 
@@ -116,6 +118,9 @@ pub fn document(state: &ApiState) -> Value {
     for (path, item) in document["paths"].as_object_mut().into_iter().flatten() {
         for (method, operation) in item.as_object_mut().into_iter().flatten() {
             add_errors(path, method, operation);
+            if forms::ROUTES.contains(&path.as_str()) {
+                add_bytes(operation);
+            }
         }
     }
     if let Ok(info) = state.engine.model(None) {
@@ -169,6 +174,24 @@ struct TensorFlowError {
     error: String,
 }
 
+/// Cohere's form of an error.
+#[derive(ToSchema)]
+#[allow(dead_code)]
+struct CohereError {
+    message: String,
+}
+
+/// The other type of an answer with embeddings.
+fn add_bytes(operation: &mut Value) {
+    let success = &mut operation["responses"]["200"];
+    success["content"][negotiate::BYTES] = json!({"schema": {
+        "type": "string", "format": "binary", "description": "The rows one after another, little-endian",
+    }});
+    let header = |text: &str| json!({"schema": {"type": "string"}, "description": text});
+    success["headers"][forms::SHAPE.as_str()] = header("Of raw bytes: inputs, comma, items of a row");
+    success["headers"][forms::DTYPE.as_str()] = header("Of raw bytes: float32, float16, int8 or uint8");
+}
+
 /// Marks a route that answers errors; [`document`] puts those of the status table in its place, in the
 /// envelope of the route's protocol.
 pub struct Refusals;
@@ -194,6 +217,7 @@ fn add_errors(path: &str, method: &str, operation: &mut Value) {
         Envelope::Application => "#/components/schemas/Problem",
         Envelope::OpenAi => "#/components/schemas/OpenAiError",
         Envelope::Oip => "#/components/schemas/OipError",
+        Envelope::Cohere => "#/components/schemas/CohereError",
         Envelope::Tei => "#/components/schemas/TeiError",
         Envelope::TensorFlow => "#/components/schemas/TensorFlowError",
     };
@@ -238,7 +262,8 @@ fn answers(envelope: Envelope, path: &str, method: &str, kind: Kind) -> bool {
         Kind::NotFound | Kind::Conflict => false,
         Kind::Loading | Kind::Draining | Kind::Unhealthy | Kind::Internal => true,
         // TEI's routes name no model.
-        Kind::ModelNotFound => matches!(envelope, Envelope::OpenAi | Envelope::TensorFlow),
+        Kind::ModelNotFound => envelope != Envelope::Tei && envelope != Envelope::Oip,
+        Kind::NotAcceptable => forms::ROUTES.contains(&path),
         Kind::Malformed => method == "post" || path.contains('{'),
         // Of a body, or of the work on one.
         Kind::Empty
@@ -262,7 +287,7 @@ fn oip_answers(path: &str, method: &str, kind: Kind) -> bool {
     let (computes, is_fixed) = (path.ends_with("/infer"), path.ends_with("load"));
     let (reads_body, names_model) = (method == "post" && !is_fixed, path.contains("{model}") && !is_fixed);
     match kind {
-        Kind::RouteNotFound | Kind::MethodNotAllowed | Kind::Conflict => false,
+        Kind::RouteNotFound | Kind::MethodNotAllowed | Kind::Conflict | Kind::NotAcceptable => false,
         Kind::Internal => true,
         Kind::ModelNotFound => names_model,
         Kind::NotFound => path.contains("{version}"),
@@ -297,6 +322,7 @@ fn job_answers(path: &str, method: &str, kind: Kind) -> bool {
         Kind::Deadline => has_body && path == "/v1/batches",
         Kind::RouteNotFound
         | Kind::MethodNotAllowed
+        | Kind::NotAcceptable
         | Kind::ModelNotFound
         | Kind::Loading
         | Kind::Draining
@@ -317,7 +343,7 @@ fn app_answers(path: &str, method: &str, kind: Kind) -> bool {
     // These take long enough to have a deadline of their own, and read `x-request-timeout`.
     let is_timed = has_body || ["/api/v1/usage", "/api/v1/quality"].contains(&path);
     match kind {
-        Kind::RouteNotFound | Kind::MethodNotAllowed => false,
+        Kind::RouteNotFound | Kind::MethodNotAllowed | Kind::NotAcceptable => false,
         Kind::Internal | Kind::StoreUnavailable => true,
         Kind::NotFound => path.contains("{id}"),
         Kind::Malformed => is_timed || path.contains('{'),

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use serde::de::{Error as _, SeqAccess, Unexpected, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error as _, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 use utoipa::openapi::schema::{ArrayBuilder, OneOfBuilder, SchemaType, Type};
 use utoipa::openapi::{Object, ObjectBuilder, RefOr, Schema};
@@ -18,6 +19,7 @@ use crate::{Error, Result};
 /// ["a", "b"]       two texts           [[7, 8], [9]]    two lists of token ids
 /// ["a", [7, 8]]    one of each, as TEI takes it
 /// [["a", "b"]]     a pair of texts, for tasks that take one
+/// [{"text": "a"}]  one text, as Jina's clients may write it
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inputs(pub Vec<Input>);
@@ -72,6 +74,21 @@ pub fn check_count(field: &str, got: usize, limit: usize) -> Result<()> {
         0 => Err(Error::Empty { field: field.to_string() }),
         _ if got > limit => Err(Error::TooLarge { field: field.to_string(), got, limit, unit: "inputs" }),
         _ => Ok(()),
+    }
+}
+
+/// The engine names inputs as OpenAI does (`input[3]`); in the errors of other protocols they are `name`.
+pub fn renamed(error: Error, name: &str) -> Error {
+    let ours = |field: String| match field.strip_prefix("input") {
+        Some(rest) if rest.is_empty() || rest.starts_with('[') => format!("{name}{rest}"),
+        _ => field,
+    };
+    match error {
+        Error::Malformed { field, reason } => Error::Malformed { field: ours(field), reason },
+        Error::Empty { field } => Error::Empty { field: ours(field) },
+        Error::Invalid { field, reason } => Error::Invalid { field: ours(field), reason },
+        Error::TooLarge { field, got, limit, unit } => Error::TooLarge { field: ours(field), got, limit, unit },
+        other => other,
     }
 }
 
@@ -150,6 +167,16 @@ impl<'de> Visitor<'de> for ElementVisitor {
         }
         Ok(Element::Ids(ids))
     }
+
+    /// Jina's form of a text. Its other fields are other things than text, and refused by their names.
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Element, A::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Text {
+            text: String,
+        }
+        Text::deserialize(MapAccessDeserializer::new(map)).map(|Text { text }| Element::Text(text))
+    }
 }
 
 impl<'de> Deserialize<'de> for Inputs {
@@ -210,7 +237,8 @@ impl PartialSchema for Inputs {
             let id = ObjectBuilder::new().schema_type(SchemaType::new(Type::Integer)).minimum(Some(0));
             ArrayBuilder::new().items(id)
         };
-        let either = OneOfBuilder::new().item(text()).item(ids());
+        let named = ObjectBuilder::new().property("text", text()).required("text");
+        let either = OneOfBuilder::new().item(text()).item(ids()).item(named);
         OneOfBuilder::new()
             .description(Some("A text, a list of token ids of the model's vocabulary, or a list of either."))
             .item(text())
@@ -242,6 +270,7 @@ mod tests {
         assert_eq!(parse("[[7,8],[9]]"), Ok(vec![Input::TokenIds(vec![7, 8]), Input::TokenIds(vec![9])]));
         assert_eq!(parse(r#"["a",[7]]"#), Ok(vec![text("a"), Input::TokenIds(vec![7])]));
         assert_eq!(parse(r#"[["a","b"]]"#), Ok(vec![Input::Pair("a".into(), "b".into())]));
+        assert_eq!(parse(r#"[{"text":"a"},"b"]"#), Ok(vec![text("a"), text("b")]));
         assert_eq!(parse("[]"), Ok(vec![]));
         assert_eq!(parse(r#""é\u0000""#), Ok(vec![text("é\0")]));
     }
@@ -267,6 +296,10 @@ mod tests {
         for json in bad {
             assert!(parse(json).is_err(), "{json}");
         }
+        for json in [r#"[{"image":"b64"}]"#, r#"[{"text":"a","image":"b"}]"#, r#"[{"text":7}]"#, "[{}]"] {
+            assert!(parse(json).is_err(), "{json}");
+        }
+        assert!(parse(r#"[{"image":"b64"}]"#).unwrap_err().contains("`image`"));
         assert!(parse("[4294967296]").unwrap_err().contains("token id below"));
     }
 

@@ -103,6 +103,7 @@ fn again(fault: &Fault) -> Again {
         | Kind::RouteNotFound
         | Kind::MethodNotAllowed
         | Kind::UnsupportedMediaType
+        | Kind::NotAcceptable
         | Kind::NotFound => Again::No,
     }
 }

@@ -1,9 +1,10 @@
 //! HTTP: JSON types, handlers, layers in one list, the one status table.
 //!
-//! One file or folder per protocol (`app`, `openai`, `oip`, `rank`, `tei`, `tfs`), one for the routes operators and probes use (`health`),
+//! One file or folder per protocol (`app`, `cohere`, `openai`, `oip`, `rank`, `tei`, `tfs`), one for the routes operators and probes use (`health`),
 //! one for the document of all of them (`docs`). What they share: `body` reads and checks a request,
-//! `inputs` is the text-or-token-ids field, `write` makes JSON of floats, `status` turns an error into
-//! an answer, `observe` is the outermost layer, `internal` sends what the process asks itself.
+//! `inputs` is the text-or-token-ids field, `forms` are those of embeddings, `write` makes JSON of floats, `status`
+//! turns an error into an answer, `negotiate` reads what a client accepts, `compress` are bodies' codings, `observe` is
+//! the outermost layer, `internal` sends what the process asks itself.
 
 pub mod app;
 pub mod docs;
@@ -12,12 +13,17 @@ pub mod status;
 pub mod write;
 
 mod body;
+mod cohere;
+mod compress;
+mod forms;
 mod health;
 mod inputs;
+mod negotiate;
 mod observe;
 mod oip;
 mod openai;
 mod phases;
+mod prompts;
 mod rank;
 mod tei;
 mod tfs;
@@ -91,6 +97,8 @@ impl ApiState {
 pub struct ApiSettings {
     /// Longest body of a request, in bytes. At least 1.
     pub max_body_bytes: usize,
+    /// Answers of JSON longer than this are compressed where the client takes it, in bytes.
+    pub compress_above: usize,
     /// Most inputs in one request. At least 1.
     pub max_client_batch_size: usize,
     /// Longest a request may take, and what it may take when it does not say: `x-request-timeout` asks for less.
@@ -108,6 +116,7 @@ impl Default for ApiSettings {
     fn default() -> Self {
         Self {
             max_body_bytes: 8 << 20,
+            compress_above: 16 << 10,
             max_client_batch_size: 2048,
             timeout: Duration::from_secs(30),
             url: None,
@@ -137,14 +146,17 @@ pub fn router(state: ApiState) -> Router {
         .merge(rank::routes())
         .merge(oip::routes())
         .merge(tfs::routes())
+        .merge(cohere::routes())
         .merge(health::routes())
         .merge(docs::routes())
         .fallback(no_route)
         .method_not_allowed_fallback(method_not_allowed)
-        // 3. A panic in a handler becomes a fault like any other, so the two layers above see it.
+        // 4. A panic in a handler becomes a fault like any other, so the layers above see it.
         .layer(from_fn(status::catch_panic))
-        // 2. Faults get the envelope of the protocol asked, whoever made them.
+        // 3. Faults get the envelope of the protocol asked, whoever made them.
         .layer(from_fn_with_state(state.clone(), status::render))
+        // 2. What is answered is compressed as it goes out, with its time within that of the request.
+        .layer(from_fn_with_state(state.clone(), compress::compress))
         // 1. First in, last out: the id, the clock, the log line and the counts cover all the rest.
         .layer(from_fn_with_state(state.clone(), observe::observe))
         .with_state(state)

@@ -1,5 +1,6 @@
 //! From what went wrong to what a client sees: the one table, and the two layers that apply it.
 
+mod envelope;
 mod samples;
 
 use std::panic::AssertUnwindSafe;
@@ -11,9 +12,13 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 
-use super::{ApiState, app, oip, openai, tei, tfs};
+use super::ApiState;
+use super::compress::KNOWN;
+use super::negotiate::BYTES;
 use crate::Error;
 use crate::store::record::Failure;
+
+pub use envelope::Envelope;
 
 /// The type of bodies.
 pub const JSON: &str = "application/json";
@@ -38,8 +43,14 @@ pub enum Fault {
         /// [`JSON`] or [`MULTIPART`].
         expected: &'static str,
     },
-    /// A compressed body.
+    /// A body compressed in a way that is not taken.
     ContentEncoding {
+        got: String,
+        /// What is, as `accept-encoding` lists it.
+        expected: &'static str,
+    },
+    /// The client takes none of the types that there are.
+    NotAcceptable {
         got: String,
     },
     /// The body did not arrive within the request's deadline.
@@ -69,6 +80,7 @@ pub enum Kind {
     RouteNotFound,
     MethodNotAllowed,
     UnsupportedMediaType,
+    NotAcceptable,
     RequestTimeout,
     QueueFull,
     Overloaded,
@@ -98,6 +110,7 @@ impl Kind {
             Self::RouteNotFound => "route_not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::UnsupportedMediaType => "unsupported_media_type",
+            Self::NotAcceptable => "not_acceptable",
             Self::RequestTimeout => "request_timeout",
             Self::QueueFull => "queue_full",
             Self::Overloaded => "overloaded",
@@ -168,6 +181,7 @@ impl Fault {
             Self::MediaType { .. } | Self::ContentEncoding { .. } => {
                 both(Kind::UnsupportedMediaType, S::UNSUPPORTED_MEDIA_TYPE)
             }
+            Self::NotAcceptable { .. } => both(Kind::NotAcceptable, S::NOT_ACCEPTABLE),
             Self::SlowBody { .. } => both(Kind::RequestTimeout, S::REQUEST_TIMEOUT),
             Self::Panic { .. } => both(Kind::Internal, S::INTERNAL_SERVER_ERROR),
         }
@@ -203,8 +217,11 @@ impl Fault {
                     got => format!("content-type: expected {expected}{charset}, got `{got}`"),
                 }
             }
-            Self::ContentEncoding { got } => {
-                format!("content-encoding: only uncompressed bodies are taken, got `{}`", shorten(got, SHORT))
+            Self::ContentEncoding { got, expected } => {
+                format!("content-encoding: expected one of {expected}, got `{}`", shorten(got, SHORT))
+            }
+            Self::NotAcceptable { got } => {
+                format!("accept: there are {JSON} and {BYTES}, got `{}`", shorten(got, SHORT))
             }
             Self::SlowBody { timeout } => format!("the body did not arrive within {timeout:?}"),
         }
@@ -281,65 +298,6 @@ impl IntoResponse for Fault {
     }
 }
 
-/// The form of a protocol's errors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Envelope {
-    Application,
-    OpenAi,
-    /// The Open Inference Protocol's.
-    Oip,
-    Tei,
-    TensorFlow,
-}
-
-impl Envelope {
-    /// The protocol a path belongs to, whether it is a route or not.
-    pub fn of_path(path: &str) -> Self {
-        let is_under =
-            |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        if tfs::path::is_ours(path) {
-            Self::TensorFlow
-        } else if is_under("/v1") {
-            Self::OpenAi
-        } else if oip::owns(path) {
-            Self::Oip
-        } else if is_under("/api") {
-            Self::Application
-        } else {
-            Self::Tei
-        }
-    }
-
-    pub fn status(self, class: Class) -> StatusCode {
-        match self {
-            Self::Application | Self::OpenAi | Self::Oip => class.status,
-            Self::Tei => class.tei_status,
-            // Its statuses are those of gRPC's codes, where a value that is not taken is an invalid argument.
-            Self::TensorFlow if class.status == StatusCode::UNPROCESSABLE_ENTITY => StatusCode::BAD_REQUEST,
-            Self::TensorFlow => class.status,
-        }
-    }
-
-    /// The type of the body.
-    pub fn content_type(self) -> &'static str {
-        match self {
-            Self::Application => "application/problem+json",
-            Self::OpenAi | Self::Oip | Self::Tei | Self::TensorFlow => "application/json",
-        }
-    }
-
-    /// The body, as JSON.
-    pub fn body(self, fault: &Fault) -> serde_json::Value {
-        match self {
-            Self::Application => app::error_body(fault),
-            Self::OpenAi => openai::error_body(fault),
-            Self::Oip => oip::error_body(fault),
-            Self::Tei => tei::error_body(fault),
-            Self::TensorFlow => tfs::error_body(fault),
-        }
-    }
-}
-
 /// Layer: gives a fault its protocol's status and body, and logs what the client must not see.
 pub async fn render(State(state): State<ApiState>, request: Request, next: Next) -> Response {
     let envelope = Envelope::of_path(request.uri().path());
@@ -359,6 +317,11 @@ pub async fn render(State(state): State<ApiState>, request: Request, next: Next)
     }
     let body = envelope.body(fault).to_string();
     let accept = if matches!(fault, Fault::MediaType { expected: MULTIPART, .. }) { MULTIPART } else { JSON };
+    let accept_encoding = match fault {
+        Fault::ContentEncoding { expected, .. } => expected,
+        Fault::MediaType { expected: JSON, .. } => KNOWN,
+        _ => "identity",
+    };
     let retry_after = fault.retry_after();
     // A refused body may still be on its way: closing is the only way not to read it all. A draining
     // server, or one that will soon, closes so that the client's next connection finds another.
@@ -375,7 +338,7 @@ pub async fn render(State(state): State<ApiState>, request: Request, next: Next)
     }
     if class.kind == Kind::UnsupportedMediaType {
         parts.headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
-        parts.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        parts.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(accept_encoding));
     }
     Response::from_parts(parts, body.into())
 }

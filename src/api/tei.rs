@@ -14,7 +14,9 @@ use utoipa::ToSchema;
 
 use super::body::Call;
 use super::docs::Refusals;
-use super::inputs::{Inputs, check_count};
+use super::forms::{self, Dtype, EncodingFormat, Form};
+use super::inputs::{Inputs, check_count, renamed};
+use super::negotiate::{self, Media};
 use super::phases::{Served, attach};
 use super::status::{Fault, Kind};
 use super::{ApiState, body, write};
@@ -59,17 +61,7 @@ pub fn truncation(truncate: Option<bool>, direction: Option<Direction>) -> Trunc
 
 /// The engine names inputs as OpenAI does; clients of these routes wrote `inputs`.
 fn rename(error: Error) -> Error {
-    let ours = |field: String| match field.strip_prefix("input") {
-        Some(rest) if rest.is_empty() || rest.starts_with('[') => format!("inputs{rest}"),
-        _ => field,
-    };
-    match error {
-        Error::Malformed { field, reason } => Error::Malformed { field: ours(field), reason },
-        Error::Empty { field } => Error::Empty { field: ours(field) },
-        Error::Invalid { field, reason } => Error::Invalid { field: ours(field), reason },
-        Error::TooLarge { field, got, limit, unit } => Error::TooLarge { field: ours(field), got, limit, unit },
-        other => other,
-    }
+    renamed(error, "inputs")
 }
 
 /// The body of `/embed`. Fields not listed are ignored.
@@ -88,6 +80,10 @@ pub struct EmbedBody {
     /// Keep the first so many values of each embedding.
     #[schema(minimum = 1)]
     pub dimensions: Option<usize>,
+    /// Ours: the type of the values, float32 unless said otherwise.
+    pub dtype: Option<Dtype>,
+    /// Ours: how the values are written, as numbers unless said otherwise.
+    pub encoding_format: Option<EncodingFormat>,
 }
 
 /// Embeddings of one or many inputs.
@@ -97,15 +93,17 @@ pub struct EmbedBody {
         ("one text" = (value = json!({"inputs": "The quick brown fox"}))),
         ("many texts, cut to what the model takes" = (value = json!({"inputs": ["w1 w2", "w3"], "truncate": true, "truncation_direction": "Left"}))),
         ("token ids, raw" = (value = json!({"inputs": [[101, 102], [101, 103, 102]], "normalize": false, "dimensions": 8}))),
+        ("one bit a value" = (value = json!({"inputs": ["w1 w2", "w3"], "dtype": "ubinary", "encoding_format": "base64"}))),
     )),
     responses((status = 200, body = Vec<Vec<f32>>, description = "One embedding an input, in their order"), Refusals),
 )]
 pub async fn embed(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
+    let media = negotiate::media(request.headers())?;
     let call = body::read::<EmbedBody>(&state, request).await?;
-    embed_call(&state, call).await
+    embed_call(&state, call, media).await
 }
 
-async fn embed_call(state: &ApiState, call: Call<EmbedBody>) -> Result<Response, Fault> {
+async fn embed_call(state: &ApiState, call: Call<EmbedBody>, media: Media) -> Result<Response, Fault> {
     let Call { body, deadline, cache_use, priority, .. } = call;
     let params = EmbedParams {
         task: Task::Embed,
@@ -114,18 +112,12 @@ async fn embed_call(state: &ApiState, call: Call<EmbedBody>) -> Result<Response,
         truncation: truncation(body.truncate, body.truncation_direction),
         prompt_name: body.prompt_name,
     };
+    let form = Form::of(body.encoding_format, body.dtype, None)?;
     let inputs = body.inputs.checked("inputs", state.settings.max_client_batch_size)?;
     let request = Embed { model: None, inputs, params, deadline, priority };
     let computed = state.keeper.embed(request, cache_use, "tei", None).await.map_err(rename)?;
     let served = Served::of(&computed);
-    let rows = computed.rows;
-    let num_floats = rows.iter().map(|row| row.len()).sum();
-    let write = move || {
-        let mut out = write::buffer(num_floats);
-        write::push_rows(&mut out, &rows)?;
-        Ok(out)
-    };
-    let mut response = write::offload(num_floats, write).await?;
+    let mut response = forms::rows(computed.rows, form, media).await?;
     attach(&mut response, served);
     Ok(response)
 }
@@ -243,12 +235,18 @@ pub struct MainTaskBody {
     responses((status = 200, description = "As `/embed` or `/similarity` answer", body = serde_json::Value), Refusals),
 )]
 pub async fn main_task(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
+    let media = negotiate::media(request.headers())?;
     let call = body::read::<MainTaskBody>(&state, request).await?;
     let info = state.engine.model(None)?;
-    main_task_call(&state, &info, call).await
+    main_task_call(&state, &info, call, media).await
 }
 
-async fn main_task_call(state: &ApiState, info: &ModelInfo, call: Call<MainTaskBody>) -> Result<Response, Fault> {
+async fn main_task_call(
+    state: &ApiState,
+    info: &ModelInfo,
+    call: Call<MainTaskBody>,
+    media: Media,
+) -> Result<Response, Fault> {
     let (MainTaskBody { inputs, parameters, mut rest }, call) = call.split();
     let is_pipeline = parameters.is_some();
     match info.main_task() {
@@ -260,7 +258,7 @@ async fn main_task_call(state: &ApiState, info: &ModelInfo, call: Call<MainTaskB
         Task::Embed | Task::EmbedAll => {
             rest.extend(parameters.unwrap_or_default());
             rest.insert("inputs".to_string(), inputs);
-            embed_call(state, call.with(body::of_value(rest.into())?)).await
+            embed_call(state, call.with(body::of_value(rest.into())?), media).await
         }
         Task::Classify if rest.contains_key("query") => {
             heads::rerank_call(state, call.with(body::of_value(rest.into())?)).await
@@ -369,7 +367,9 @@ fn dtype_word(dtype: &str) -> &str {
 pub fn error_body(fault: &Fault) -> serde_json::Value {
     let error_type = match fault.class().kind {
         Kind::Empty => "Empty",
-        Kind::Malformed | Kind::TooLarge | Kind::Invalid | Kind::UnsupportedMediaType => "Validation",
+        Kind::Malformed | Kind::TooLarge | Kind::Invalid | Kind::UnsupportedMediaType | Kind::NotAcceptable => {
+            "Validation"
+        }
         Kind::QueueFull | Kind::Overloaded => "Overloaded",
         Kind::Loading
         | Kind::Draining

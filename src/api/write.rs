@@ -18,7 +18,7 @@ use crate::{Error, Result};
 const MAX_INLINE_FLOATS: usize = 16 * 1024;
 
 /// Longest form of an f32 with its comma ("-1.17549435e-38,"); the usual is 12 bytes.
-const BYTES_PER_FLOAT: usize = 13;
+pub const BYTES_PER_FLOAT: usize = 13;
 
 /// Writes with `write`, on this thread if it is short and on a blocking one if not.
 ///
@@ -107,13 +107,25 @@ pub fn push_base64(out: &mut Vec<u8>, values: &[f32]) -> Result<()> {
             }
             slot.copy_from_slice(&value.to_le_bytes());
         }
-        let end = out.len();
-        out.resize(end + (round.len() * 4).div_ceil(3) * 4, 0);
-        let written = BASE64_STANDARD.encode_slice(&bytes[..round.len() * 4], &mut out[end..]);
-        written.map_err(|e| Error::Internal { cause: format!("base64: {e}") })?;
+        extend_base64(out, &bytes[..round.len() * 4])?;
     }
     out.push(b'"');
     Ok(())
+}
+
+/// Appends a JSON string of the bytes' base64.
+pub fn push_base64_bytes(out: &mut Vec<u8>, bytes: &[u8]) -> Result<()> {
+    out.push(b'"');
+    extend_base64(out, bytes)?;
+    out.push(b'"');
+    Ok(())
+}
+
+fn extend_base64(out: &mut Vec<u8>, bytes: &[u8]) -> Result<()> {
+    let end = out.len();
+    out.resize(end + bytes.len().div_ceil(3) * 4, 0);
+    let written = BASE64_STANDARD.encode_slice(bytes, &mut out[end..]);
+    written.map(drop).map_err(|e| Error::Internal { cause: format!("base64: {e}") })
 }
 
 /// Appends a JSON string.

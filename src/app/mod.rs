@@ -180,6 +180,7 @@ fn api_state(
     let api = &settings.api;
     let api_settings = ApiSettings {
         max_body_bytes: api.max_body_bytes.0,
+        compress_above: api.compress_above.0,
         max_client_batch_size: api.max_client_batch_size,
         timeout: api.timeout,
         url: api.url.as_ref().map(|url| url.0.clone()),

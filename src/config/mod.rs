@@ -45,6 +45,7 @@ pub struct Api {
     pub version: ApiVersion,
     pub timeout: Duration,
     pub max_body_bytes: ByteSize,
+    pub compress_above: ByteSize,
     pub max_client_batch_size: usize,
     pub drain_timeout: Duration,
 }
@@ -153,6 +154,8 @@ impl Default for Settings {
                 timeout: Duration::from_secs(30),
                 // Both hold the largest request an OpenAI client may send: 2,048 inputs.
                 max_body_bytes: ByteSize(8 << 20),
+                // Above one embedding, whose client waits for it alone.
+                compress_above: ByteSize(16 << 10),
                 max_client_batch_size: 2048,
                 // Under the 30 s an orchestrator commonly waits before it kills.
                 drain_timeout: Duration::from_secs(25),

@@ -63,7 +63,15 @@ pub const KEYS: &[Key] = &[
         alias: None,
         effect: Effect::Restart,
         field: |s| &mut s.api.max_body_bytes,
-        doc: "Largest request body. A larger one is answered 413.",
+        doc: "Largest request body, compressed or not. A larger one is answered 413.",
+    },
+    Key {
+        section: "api",
+        name: "compress_above",
+        alias: None,
+        effect: Effect::Restart,
+        field: |s| &mut s.api.compress_above,
+        doc: "Answers of JSON that are longer than this are compressed where the client's accept-encoding takes it: zstd, br, gzip or deflate. A size above all answers turns it off. Requests may always be compressed.",
     },
     Key {
         section: "api",

@@ -9,11 +9,15 @@ The server must serve all-MiniLM-L6-v2 (bundled). Needs requirements.txt; exits 
 """
 
 import argparse
+import base64
+import contextlib
+import gzip
 import json
 import sys
 import time
 import urllib.request
 
+import cohere
 import numpy
 import openai
 import tritonclient.http as triton
@@ -68,6 +72,16 @@ class OpenAi:
         alone = self.client.embeddings.create(model=self.model, input=f"{TEXTS[1]} 7")
         difference = numpy.abs(numpy.array(many.data[7 * len(TEXTS) + 1].embedding) - numpy.array(alone.data[0].embedding))
         assert difference.max() <= 1e-6, difference.max()
+
+    def test_other_types_beside_openais(self):
+        create = self.client.embeddings.create
+        floats = numpy.array([item.embedding for item in create(model=self.model, input=TEXTS).data], numpy.float32)
+        for form in ("int8", "uint8", "binary", "ubinary"):
+            # OpenAI's client decodes base64 as f32, so numbers are asked for; `dtype` is ours, `embedding_type` Jina's.
+            for extra in ({"dtype": form}, {"embedding_type": form, "normalized": True}):
+                answer = create(model=self.model, input=TEXTS, encoding_format="float", extra_body=extra)
+                rows = [item.embedding for item in answer.data]
+                assert numpy.array_equal(rows, quantised(floats, form)), (form, extra)
 
     def test_models(self):
         listed = self.client.models.list().data
@@ -344,6 +358,82 @@ class Triton:
         assert error.status() == "400", error
 
 
+def quantised(rows, form):
+    """docs/api.md, in numpy."""
+    rows = numpy.asarray(rows, numpy.float32)
+    wide = rows.astype(numpy.float64)
+    int8 = numpy.rint(127 * wide / numpy.linalg.norm(wide, axis=1, keepdims=True)).astype(numpy.int16)
+    bits = numpy.packbits(rows > 0, axis=1).astype(numpy.int16)
+    return {"int8": int8, "uint8": int8 + 128, "ubinary": bits, "binary": bits - 128, "float": rows}[form]
+
+
+class Cohere:
+    FORMS = ("float", "int8", "uint8", "binary", "ubinary", "base64")
+
+    def __init__(self, url):
+        self.url = url
+        self.client = cohere.ClientV2(base_url=url, api_key="none", timeout=60, max_retries=0)
+        self.model = REFERENCE["model"]
+
+    def embed(self, texts, **more):
+        more = {"input_type": "search_document", "embedding_types": ["float"]} | more
+        return self.client.embed(model=self.model, texts=texts, **more)
+
+    def test_embeds_in_every_form(self):
+        answer = self.embed(TEXTS, embedding_types=self.FORMS)
+        assert answer.texts == TEXTS and answer.id, answer.texts
+        assert answer.meta.api_version.version == "2" and answer.meta.billed_units.input_tokens == sum(REFERENCE["num_tokens"])
+        rows = answer.embeddings.float_
+        for row, expected, text in zip(rows, EXPECTED, TEXTS):
+            same(row, expected, text[:30])
+        for form in ("int8", "uint8", "binary", "ubinary"):
+            assert numpy.array_equal(getattr(answer.embeddings, form), quantised(rows, form)), form
+        packed = [unpack(row) for row in answer.embeddings.base64]
+        assert numpy.array_equal(packed, numpy.asarray(rows, numpy.float32))
+
+    def test_only_what_is_asked_for_is_answered(self):
+        for form in self.FORMS:
+            embeddings = self.embed(["x"], embedding_types=[form]).embeddings
+            given = [name for name in self.FORMS if getattr(embeddings, "float_" if name == "float" else name) is not None]
+            assert given == [form], given
+
+    def test_cosines_of_int8_are_those_of_floats(self):
+        answer = self.embed(TEXTS, embedding_types=["float", "int8"])
+        rows, int8 = (numpy.asarray(form, numpy.float64) for form in (answer.embeddings.float_, answer.embeddings.int8))
+        difference = numpy.abs(int8 @ int8.T / 127**2 - rows @ rows.T)
+        assert difference.max() < 0.02, difference.max()
+
+    def test_output_dimension_and_truncate(self):
+        rows = self.embed(TEXTS[:2], output_dimension=64).embeddings.float_
+        for row, expected in zip(rows, EXPECTED):
+            same(row, expected[:64], "64 dimensions")
+        bits = self.embed(TEXTS[:2], output_dimension=60, embedding_types=["ubinary"]).embeddings.ubinary
+        assert [len(row) for row in bits] == [8, 8]
+        long = "start " + "word " * 5000
+        cut = [self.embed([long], truncate=side).embeddings.float_[0] for side in ("START", "END")]
+        assert cut[0] != cut[1] and self.embed([long]).embeddings.float_[0] == cut[1]
+        error = raises(cohere.core.ApiError, lambda: self.embed([long], truncate="NONE"))
+        assert error.status_code == 413 and "texts has" in error.body["message"], error.body
+
+    def test_the_older_client(self):
+        client = cohere.Client(api_key="none", base_url=self.url, timeout=60)
+        answer = client.embed(model=self.model, texts=TEXTS[:2], input_type="search_query")
+        assert answer.response_type == "embeddings_floats", answer
+        for row, expected in zip(answer.embeddings, EXPECTED):
+            same(row, expected, "v1")
+        answer = client.embed(model=self.model, texts=TEXTS[:2], input_type="search_query", embedding_types=["uint8"])
+        assert numpy.asarray(answer.embeddings.uint8).shape == (2, len(EXPECTED[0])), answer
+
+    def test_errors_are_the_classes_the_client_knows(self):
+        error = raises(cohere.NotFoundError, lambda: self.client.embed(model="no/such", input_type="clustering", texts=["x"]))
+        assert "no/such" in error.body["message"], error.body
+        raises(cohere.BadRequestError, lambda: self.embed([]))
+        raises(cohere.BadRequestError, lambda: self.embed(["x"], embedding_types=["int4"]))
+        raises(cohere.UnprocessableEntityError, lambda: self.embed(["x"], output_dimension=100_000))
+        image = {"input_type": "image", "images": ["data:image/png;base64,aGk="]}
+        raises(cohere.UnprocessableEntityError, lambda: self.client.embed(model=self.model, **image))
+
+
 class Plain:
     """What no client has a method for."""
 
@@ -365,6 +455,33 @@ class Plain:
         assert (tokens[0][1]["text"], tokens[0][1]["start"], tokens[0][1]["stop"]) == ("hello", 0, 5)
         texts, _ = self.ask("/decode", {"ids": REFERENCE["token_ids"]})
         assert texts == ["hello, world!"], texts
+
+    def raw(self, path, body):
+        headers = {"content-type": "application/json", "accept": "application/octet-stream"}
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=60) as response:
+            assert response.headers["content-type"] == "application/octet-stream", response.headers
+            shape = [int(size) for size in response.headers["x-eremois-shape"].split(",")]
+            return numpy.frombuffer(response.read(), response.headers["x-eremois-dtype"]).reshape(shape)
+
+    def test_raw_rows_are_what_numpy_reads(self):
+        floats = numpy.asarray(self.ask("/embed", {"inputs": TEXTS})[0], numpy.float32)
+        routes = (("/embed", {"inputs": TEXTS}), ("/v1/embeddings", {"input": TEXTS}))
+        for path, body in routes:
+            assert numpy.array_equal(self.raw(path, body), floats), path
+            for form in ("int8", "uint8", "binary", "ubinary"):
+                assert numpy.array_equal(self.raw(path, body | {"dtype": form}), quantised(floats, form)), (path, form)
+            halves = self.raw(path, body | {"dtype": "float16"})
+            assert halves.dtype == numpy.float16 and numpy.array_equal(halves, floats.astype(numpy.float16)), path
+
+    def test_compressed_bodies(self):
+        body = {"inputs": [f"{text} {i}" for i in range(20) for text in TEXTS]}
+        plain, _ = self.ask("/embed", body)
+        headers = {"content-type": "application/json", "content-encoding": "gzip", "accept-encoding": "gzip"}
+        request = urllib.request.Request(self.url + "/embed", gzip.compress(json.dumps(body).encode()), headers)
+        with urllib.request.urlopen(request, timeout=60) as response:
+            assert response.headers["content-encoding"] == "gzip", response.headers
+            assert json.loads(gzip.decompress(response.read())) == plain
 
     def test_info_health_and_headers(self):
         info, _ = self.ask("/info")
@@ -395,10 +512,66 @@ class Plain:
         assert num_examples >= 12, num_examples
 
 
+def judge(url):
+    failures = []
+    for judge_class in (OpenAi, HuggingFace, Cohere, Plain):
+        client = judge_class(url)
+        for name in [name for name in dir(client) if name.startswith("test_")]:
+            label = f"{judge_class.__name__}: {name.removeprefix('test_').replace('_', ' ')}"
+            try:
+                getattr(client, name)()
+                print(f"ok    {label}")
+            except Exception:
+                failures.append(label)
+                print(f"FAIL  {label}\n{traceback.format_exc()}")
+    print(f"{len(failures)} failed" if failures else "all judged right")
+    return 1 if failures else 0
+
+
+def wait_until_ready(url, process, seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise SystemExit(f"the server ended with {process.returncode} before it was ready")
+        try:
+            with urllib.request.urlopen(f"{url}/health/ready", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.05)
+    raise SystemExit(f"the server was not ready within {seconds} s")
+
+
+@contextlib.contextmanager
+def started(binary, data, settings=None, port=0):
+    """The address of a server of its own; it must end with 0 when asked to."""
+    if port == 0:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    environment = dict(os.environ, EREMOIS_API__LISTEN=f"127.0.0.1:{port}", EREMOIS_DATABASE__PATH=data, **(settings or {}))
+    environment.setdefault("EREMOIS_LOG__FILTER", "warn")
+    process = subprocess.Popen([binary, "serve"], env=environment)
+    try:
+        wait_until_ready(url, process, 120)
+        yield url
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(30)
+        assert code == 0, f"SIGTERM: exit {code}"
+    finally:
+        if process.poll() is None:
+            process.kill()
+
+
+def judge_binary(binary, port):
+    with tempfile.TemporaryDirectory() as data, started(binary, data, port=port) as url:
+        return judge(url)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    return judge_arguments(parser.parse_args(), (OpenAi, HuggingFace, Triton, TensorFlowServing, Plain))
+    return judge_arguments(parser.parse_args(), (OpenAi, HuggingFace, Triton, Cohere, TensorFlowServing, Plain))
 
 
 if __name__ == "__main__":

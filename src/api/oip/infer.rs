@@ -19,7 +19,7 @@ use crate::api::docs::Refusals;
 use crate::api::phases::{Served, attach};
 use crate::api::status::{Fault, JSON};
 use crate::api::{ApiState, tei, write};
-use crate::request::{EmbedParams, Request as Embed};
+use crate::request::{EmbedParams, Request as Embed, Task};
 use crate::{Error, Result};
 
 /// Length of the JSON that begins a body, where tensors follow it.
@@ -168,6 +168,7 @@ pub async fn infer(State(state): State<ApiState>, path: Asked, request: Request)
         deadline -= timeout - asked;
     }
     let params = EmbedParams {
+        task: Task::Embed,
         normalize: parameters.normalize,
         dimensions: parameters.dimensions,
         truncation: tei::truncation(parameters.truncate, parameters.truncation_direction),
@@ -204,7 +205,7 @@ pub fn infer_version() {}
 ///
 /// What a page of another site can have a browser send unasked is refused: forms and plain text by their type, a body
 /// without one by the `origin` that browsers put beside it.
-/// Errors: `MediaType`, `ContentEncoding`.
+/// Errors: `MediaType`.
 fn check_head(headers: &HeaderMap) -> Result<(), Fault> {
     let got = body::header_text(headers, header::CONTENT_TYPE);
     let essence = got.split(';').next().unwrap_or_default().trim();
@@ -212,7 +213,7 @@ fn check_head(headers: &HeaderMap) -> Result<(), Fault> {
     if !is_unnamed && ![JSON, OCTETS].iter().any(|known| essence.eq_ignore_ascii_case(known)) {
         return Err(Fault::MediaType { got, expected: JSON });
     }
-    body::check_encoding(headers)
+    Ok(())
 }
 
 /// `None` where all of the body is JSON. Errors: `Malformed`.

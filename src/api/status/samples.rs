@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Fault, JSON};
 use crate::Error;
+use crate::api::compress::KNOWN;
 
 impl Fault {
     /// One fault of each form, for the document and the tests of the table.
@@ -39,7 +40,8 @@ impl Fault {
             Self::NoRoute { path: "/v1/embedding".into() },
             Self::MethodNotAllowed { method: "GET".into(), path: "/v1/embeddings".into() },
             Self::MediaType { got: "text/plain".into(), expected: JSON },
-            Self::ContentEncoding { got: "gzip".into() },
+            Self::ContentEncoding { got: "compress".into(), expected: KNOWN },
+            Self::NotAcceptable { got: "text/html".into() },
             Self::SlowBody { timeout: Duration::from_secs(30) },
             Self::Panic { cause: "a bug".into() },
         ]
