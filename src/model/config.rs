@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde_json::Value;
 
+use super::gated::config::{Family, GatedConfig};
+use super::gated::read_config;
 use super::weights::file_error;
 use super::weights::gguf::GgufFile;
 use crate::ops::linear::Activation;
@@ -18,17 +21,32 @@ pub enum Architecture {
     XlmRoberta,
     DistilBert,
     MpNet,
+    /// Layers with a gated feed-forward part: `gated` has the families.
+    Gated(Family),
 }
 
 /// `model_type` names and what they load as, in the order errors list them.
-const ARCHITECTURES: [(&str, Architecture); 6] = [
+const ARCHITECTURES: [(&str, Architecture); 14] = [
     ("bert", Architecture::Bert),
     ("roberta", Architecture::Roberta),
     ("xlm-roberta", Architecture::XlmRoberta),
     ("camembert", Architecture::Roberta),
     ("distilbert", Architecture::DistilBert),
     ("mpnet", Architecture::MpNet),
+    ("modernbert", Architecture::Gated(Family::ModernBert)),
+    ("nomic_bert", Architecture::Gated(Family::NomicBert)),
+    ("gte", Architecture::Gated(Family::Gte)),
+    // What the code published with GTE calls itself.
+    ("new", Architecture::Gated(Family::Gte)),
+    // Jina v2 calls itself `bert` and asks for ALiBi.
+    (JINA_BERT, Architecture::Gated(Family::JinaBert)),
+    ("qwen3", Architecture::Gated(Family::Qwen3)),
+    ("mistral", Architecture::Gated(Family::Mistral)),
+    ("gemma3_text", Architecture::Gated(Family::Gemma3)),
 ];
+
+/// The name of Jina v2, which has none of its own.
+const JINA_BERT: &str = "jina_bert";
 
 /// `hidden_act` names. `gelu_fast` and `gelu_python_tanh` compute what `gelu_new` does.
 const ACTIVATIONS: [(&str, Activation); 9] = [
@@ -63,6 +81,8 @@ pub struct EncoderConfig {
     pub type_vocab_size: Option<usize>,
     /// Rows of MPNet's table of relative distances.
     pub num_relative_buckets: Option<usize>,
+    /// What [`super::gated::GatedTrunk`] needs beside; `None` for post-norm encoders.
+    pub gated: Option<GatedConfig>,
 }
 
 impl Architecture {
@@ -88,12 +108,18 @@ impl EncoderConfig {
     ///
     /// Errors: [`Error::ModelFile`] naming the key that is missing, of a wrong kind or not supported.
     pub fn from_json(path: &Path, architecture: Option<&str>) -> Result<(String, Self)> {
-        let raw: RawConfig = read_json(path)?;
-        let name = architecture
-            .map(str::to_string)
-            .or(raw.model_type.clone())
-            .ok_or_else(|| file_error(path, "`model_type` is missing"))?;
+        let value: Value = read_json(path)?;
+        let own = value.get("model_type").and_then(Value::as_str);
+        let mut name = architecture.or(own).ok_or_else(|| file_error(path, "`model_type` is missing"))?.to_string();
+        if name == "bert" && value.get("position_embedding_type").and_then(Value::as_str) == Some("alibi") {
+            name = JINA_BERT.to_string();
+        }
         let architecture = Architecture::parse(&name, path)?;
+        if let Architecture::Gated(family) = architecture {
+            let config = read_config(family, &name, &value, path)?;
+            return Ok((name, config));
+        }
+        let raw: RawConfig = read_json(path)?;
         let config = raw.check(architecture, path)?;
         Ok((name, config))
     }
@@ -132,6 +158,7 @@ impl EncoderConfig {
             position_offset: 0,
             type_vocab_size,
             num_relative_buckets: None,
+            gated: None,
         };
         config.checked(path).map(|config| (name.to_string(), config))
     }
@@ -164,7 +191,6 @@ impl EncoderConfig {
 /// `config.json` as the architectures write it; DistilBERT's own names are aliases.
 #[derive(Debug, Deserialize)]
 struct RawConfig {
-    model_type: Option<String>,
     vocab_size: Option<usize>,
     #[serde(alias = "dim")]
     hidden_size: Option<usize>,
@@ -206,6 +232,8 @@ impl RawConfig {
             Architecture::Roberta | Architecture::XlmRoberta => self.pad_token_id.unwrap_or(1) + 1,
             // transformers fixes MPNet's padding_idx at 1 whatever the config says.
             Architecture::MpNet => 2,
+            // Read by its family before.
+            Architecture::Gated(_) => 0,
         };
         let type_vocab_size = match architecture {
             Architecture::DistilBert | Architecture::MpNet => None,
@@ -218,7 +246,7 @@ impl RawConfig {
             num_layers: need("num_hidden_layers", self.num_hidden_layers)?,
             num_heads: need("num_attention_heads", self.num_attention_heads)?,
             intermediate_size: need("intermediate_size", self.intermediate_size)?,
-            activation: lookup(&ACTIVATIONS, "activation", activation, path)?,
+            activation: lookup_activation(activation, path)?,
             // DistilBERT has no key for it.
             layer_norm_eps: self.layer_norm_eps.unwrap_or(1e-12),
             num_positions: need("max_position_embeddings", self.max_position_embeddings)?,
@@ -226,9 +254,15 @@ impl RawConfig {
             type_vocab_size,
             num_relative_buckets: (architecture == Architecture::MpNet)
                 .then_some(self.relative_attention_num_buckets.unwrap_or(32)),
+            gated: None,
         }
         .checked(path)
     }
+}
+
+/// The activation of a `hidden_act`. Errors: [`Error::ModelFile`] naming those supported.
+pub(super) fn lookup_activation(name: &str, file: &Path) -> Result<Activation> {
+    lookup(&ACTIVATIONS, "activation", name, file)
 }
 
 /// Reads a JSON file. Errors: [`Error::ModelFile`] naming it and the fault's place.

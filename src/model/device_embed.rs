@@ -202,6 +202,9 @@ impl InFlight for OnDevice {
 
 /// Whether the kernels compute this model; if not, why.
 pub(super) fn supported(config: &EncoderConfig) -> Result<(), String> {
+    if config.gated.is_some() {
+        return Err("the kernels compute BERT and its kin, not gated layers".to_string());
+    }
     sizes(config).supported()
 }
 

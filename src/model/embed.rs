@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 
 use super::pack::{PackedInput, Pooling, RowSpec};
-use super::post_norm::PostNormEncoder;
+use super::trunk::Trunk;
 use super::{Backend, InFlight, Rows};
 use crate::ops::CuSeqlens;
 use crate::ops::pool::pool;
@@ -12,7 +12,7 @@ use crate::{Error, Result};
 
 /// An embedding model on one device.
 pub(super) struct EmbedBackend {
-    pub encoder: PostNormEncoder,
+    pub trunk: Box<dyn Trunk>,
     pub pooling: Pooling,
     pub device: Device,
     pub name: ModelName,
@@ -34,7 +34,7 @@ impl Backend for EmbedBackend {
                 true => Some(Tensor::from_vec(token_type_ids, total, &self.device)?),
                 false => None,
             };
-            let hidden = self.encoder.forward(&input_ids, token_type_ids.as_ref(), &cu_seqlens)?;
+            let hidden = self.trunk.forward(&input_ids, token_type_ids.as_ref(), &cu_seqlens)?;
             pool(&hidden, &cu_seqlens, self.pooling, &rows)
         };
         let pooled = forward().map_err(|e| by_name(&self.name, e))?;

@@ -12,12 +12,11 @@ use super::embed::EmbedBackend;
 use super::encode::Encoder;
 use super::fingerprint::{Facts, fingerprint};
 use super::manifest::{Dtype, ModelSpec};
-use super::names::{self, Names};
+use super::names;
 use super::pack::Pooling;
-use super::post_norm::PostNormEncoder;
 use super::sentence::SentenceConfig;
 use super::weights::{Format, Weights, file_error};
-use super::{Backend, LoadedModel, ModelInfo, Placed, tokenizer};
+use super::{Backend, LoadedModel, ModelInfo, Placed, tokenizer, trunk};
 use crate::ops::device;
 use crate::{Error, Result};
 
@@ -97,7 +96,7 @@ fn described(spec: &ModelSpec, devices: &[Device]) -> Result<Described> {
 
     let num_ids = tokenizer::num_ids(&tokenizer);
     if num_ids > config.vocab_size {
-        let word = Names::of(config.architecture, weights.format()).word;
+        let word = trunk::word_name(&weights, &config);
         let reason = format!(
             "the tokenizer gives ids up to {}, `{word}` of {} has {} rows",
             num_ids - 1,
@@ -206,7 +205,7 @@ fn backend(
     #[cfg(not(feature = "cuda"))]
     let _ = placement;
     Ok(Arc::new(EmbedBackend {
-        encoder: PostNormEncoder::load(weights, config)?,
+        trunk: trunk::load(weights, config)?,
         pooling,
         device: device.clone(),
         name: spec.name.clone(),

@@ -10,6 +10,7 @@ mod embed;
 pub mod encode;
 mod encoder_weights;
 mod fingerprint;
+pub mod gated;
 pub mod hub;
 pub mod install;
 pub mod load;
@@ -24,6 +25,7 @@ pub mod repository;
 mod section;
 pub mod sentence;
 mod tokenizer;
+pub mod trunk;
 pub mod weights;
 
 use std::collections::BTreeMap;

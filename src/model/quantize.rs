@@ -94,6 +94,9 @@ pub fn quantize(spec: &ModelSpec, target: Target, path: &Path) -> Result<Written
     }
     let config_file = sentence.transformer_dir.join("config.json");
     let (_, config) = EncoderConfig::from_json(&config_file, spec.architecture.as_deref())?;
+    if config.gated.is_some() {
+        return Err(fault(&config_file, "layers of this architecture are not written as GGUF; BERT and its kin are"));
+    }
     if config.activation != Activation::Gelu {
         return Err(fault(&config_file, "`hidden_act` is not gelu, and GGUF has no key to say so"));
     }

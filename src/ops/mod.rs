@@ -19,6 +19,7 @@ pub mod attention;
 pub mod cuda;
 pub mod device;
 pub mod embedding;
+pub mod gated;
 mod gemm;
 pub mod linear;
 pub mod monitor;
@@ -27,6 +28,8 @@ pub mod pool;
 pub mod process;
 pub mod reference;
 pub mod residual;
+pub mod rms_norm;
+pub mod rotary;
 mod simd;
 pub mod weights;
 
