@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use eremois::ops::attention::{Attention, Mask};
+use eremois::ops::attention::{Attention, Heads, Mask};
 use eremois::ops::embedding::Embedding;
 use eremois::ops::linear::{Activation, Linear};
 use eremois::ops::norm::AddLayerNorm;
@@ -87,7 +87,8 @@ fn bench_ops(c: &mut Criterion) {
         let qkv = noise(rng, &[tokens, 3 * HIDDEN], 1.0);
         let scale = 1.0 / (HEAD_DIM as f64).sqrt();
         let attention = Attention::new(NUM_HEADS, HEAD_DIM, scale, None, Mask::Full).unwrap();
-        let plain = || reference::attention(&qkv, &cu_seqlens, NUM_HEADS, HEAD_DIM, scale, None, Mask::Full).unwrap();
+        let heads = Heads { num_heads: NUM_HEADS, num_kv_heads: NUM_HEADS, head_dim: HEAD_DIM };
+        let plain = || reference::attention(&qkv, &cu_seqlens, heads, scale, None, Mask::Full).unwrap();
         compare(c, "attention", tokens, || attention.forward(&qkv, &cu_seqlens).unwrap(), plain);
 
         let (weight, bias) = (noise(rng, &[HIDDEN], 1.0), noise(rng, &[HIDDEN], 1.0));

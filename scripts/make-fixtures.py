@@ -9,7 +9,7 @@ The tests read the committed results and need none of this. To make them again:
     scripts/test    # fetches all-MiniLM-L6-v2 in f32
     /tmp/ref/bin/python scripts/make-fixtures.py
 
-What is made, and why it is small (about 2 MB in all):
+What is made, and why it is small (about 4 MB in all):
 - models/<name>/: a folder as a user would have it, one architecture and one way of storing it each.
   Position tables end at 130 (512 for bert, 200 for mpnet, whose farthest bucket begins at 128), vocabularies
   have a few hundred tokens. references/<name>.safetensors holds sequences and their vectors for each pooling.
@@ -53,7 +53,7 @@ def randomise(model, seed):
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if "LayerNorm.weight" in name or "layer_norm.weight" in name:
+        if parameter.ndim == 1 and "norm" in name.lower() and name.endswith("weight"):
             parameter.data = 1 + 0.1 * noise
         else:
             parameter.data = 0.15 * noise
@@ -266,6 +266,168 @@ def make_plain(name, seed, model, tokenizer, first, last, lengths=SHORT, dtype=t
     return folder
 
 
+# ---- gated layers -----------------------------------------------------------------------------------
+
+class Plain(torch.nn.Module):
+    """Gated layers in BERT's order, as the code published with a checkpoint computes them: what transformers has no
+    class for (Jina v2) or has one for that leaves something out (the NTK scheme of GTE's own code).
+
+    Written from Shazeer 2020, Press et al. 2021 (ALiBi), Guenther et al. 2023 (Jina v2: ALiBi on both sides) and
+    Zhang et al. 2024 (mGTE), with the names and keys of the published checkpoints.
+    """
+
+    def __init__(self, config, weights):
+        super().__init__()
+        self.config = type("Config", (), config)
+        self.weights = {name: tensor.float() for name, tensor in weights.items()}
+
+    def linear(self, x, name):
+        return torch.nn.functional.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
+
+    def norm(self, x, name):
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, self.config.layer_norm_eps)
+
+    def forward(self, input_ids, attention_mask):
+        config, embeddings = self.config, "embeddings"
+        hidden = self.weights[f"{embeddings}.word_embeddings.weight"][input_ids[0]]
+        if config.type_vocab_size:
+            hidden = hidden + self.weights[f"{embeddings}.token_type_embeddings.weight"][0]
+        hidden = self.norm(hidden, f"{embeddings}.LayerNorm")
+        for i in range(config.num_hidden_layers):
+            hidden = self.layer(hidden, f"encoder.layer.{i}")
+        return type("Output", (), {"last_hidden_state": hidden[None]})
+
+    def attend(self, q, k, v, bias):
+        heads, length = self.config.num_attention_heads, q.shape[0]
+        q, k, v = (x.view(length, heads, -1).transpose(0, 1) for x in (q, k, v))
+        scores = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5 + bias
+        return (scores.softmax(-1) @ v).transpose(0, 1).reshape(length, -1)
+
+
+class JinaBert(Plain):
+    def layer(self, hidden, at):
+        q, k, v = (self.linear(hidden, f"{at}.attention.self.{part}") for part in ("query", "key", "value"))
+        places = torch.arange(len(hidden))
+        distances = (places[None] - places[:, None]).abs().float()
+        context = self.attend(q, k, v, -torch.tensor(self.slopes())[:, None, None] * distances)
+        hidden = self.norm(hidden + self.linear(context, f"{at}.attention.output.dense"),
+                           f"{at}.attention.output.LayerNorm")
+        gate, up = self.linear(hidden, f"{at}.mlp.gated_layers").chunk(2, -1)
+        activation = {"geglu": torch.nn.functional.gelu, "reglu": torch.relu}[self.config.feed_forward_type]
+        return self.norm(hidden + self.linear(activation(gate) * up, f"{at}.mlp.wo"), f"{at}.mlp.layernorm")
+
+    def slopes(self):
+        """A power of two has a geometric row; other numbers take the next lower power's and every second of the next."""
+        heads = self.config.num_attention_heads
+        row = lambda n: [2.0 ** (-8.0 * (i + 1) / n) for i in range(n)]
+        lower = 2 ** (heads.bit_length() - 1)
+        return row(lower) if lower == heads else (row(lower) + row(2 * lower)[::2])[:heads]
+
+
+class New(Plain):
+    def layer(self, hidden, at):
+        q, k, v = self.linear(hidden, f"{at}.attention.qkv_proj").chunk(3, -1)
+        context = self.attend(self.turn(q), self.turn(k), v, 0)
+        hidden = self.norm(hidden + self.linear(context, f"{at}.attention.o_proj"), f"{at}.attn_ln")
+        up, gate = self.linear(hidden, f"{at}.mlp.up_gate_proj").chunk(2, -1)
+        return self.norm(hidden + self.linear(torch.nn.functional.gelu(gate) * up, f"{at}.mlp.down_proj"), f"{at}.mlp_ln")
+
+    def turn(self, x):
+        heads = x.view(len(x), self.config.num_attention_heads, -1)
+        dim, factor = heads.shape[-1], self.config.rope_scaling["factor"]
+        frequencies = 1 / (self.config.rope_theta * factor) ** (torch.arange(0, dim, 2).float() / dim) / factor ** (2 / dim)
+        angles = torch.outer(torch.arange(len(x)).float(), frequencies)[:, None]
+        first, second = heads.chunk(2, -1)
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).reshape(len(x), -1)
+
+
+def make_published(name, seed, model, config, shapes, tokenizer, first, last):
+    """A folder with the keys and names of a published checkpoint, computed by a class of [`Plain`]."""
+    folder = new_folder(name)
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for key, shape in shapes.items():
+        noise = torch.randn(shape, generator=generator)
+        is_scale = len(shape) == 1 and key.endswith("weight")
+        weights[key] = (1 + 0.1 * noise if is_scale else 0.15 * noise).half()
+    save_torch(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    reference(folder, model(config, weights).eval(), SHORT, first, last, tokenizer.get_vocab_size())
+    write_texts(folder, tokenizer)
+
+
+def published_shapes(vocab, hidden, inner, layers, types, parts, norms):
+    """`parts`: a layer's products by name, each out, in, and whether it has a bias; `norms`: its norms."""
+    shapes = {"embeddings.word_embeddings.weight": (vocab, hidden)}
+    if types:
+        shapes["embeddings.token_type_embeddings.weight"] = (types, hidden)
+    for suffix in ("weight", "bias"):
+        shapes[f"embeddings.LayerNorm.{suffix}"] = (hidden,)
+    for i in range(layers):
+        for part, (out, into, has_bias) in parts.items():
+            shapes[f"encoder.layer.{i}.{part}.weight"] = (out, into)
+            if has_bias:
+                shapes[f"encoder.layer.{i}.{part}.bias"] = (out,)
+        for norm in norms:
+            for suffix in ("weight", "bias"):
+                shapes[f"encoder.layer.{i}.{norm}.{suffix}"] = (hidden,)
+    return shapes
+
+
+def make_gated():
+    words = word_piece(BERT_SPECIALS, tokenizers.processors.BertProcessing)
+    vocab, cls, sep = words.get_vocab_size(), words.token_to_id("[CLS]"), words.token_to_id("[SEP]")
+    common = {"vocab_size": vocab, "pad_token_id": 0, "max_position_embeddings": 256}
+
+    # A window of 17 tokens at local layers, so that most lengths go beyond it; the head of a masked LM on top.
+    make_plain("modernbert", 11, transformers.ModernBertForMaskedLM(transformers.ModernBertConfig(
+        **common, hidden_size=48, num_hidden_layers=3, num_attention_heads=3, intermediate_size=40,
+        global_attn_every_n_layers=2, local_attention=16, bos_token_id=None, eos_token_id=None, cls_token_id=cls,
+        sep_token_id=sep)), words, cls, sep, dtype=torch.bfloat16)
+
+    make_plain("nomic-bert", 12, transformers.NomicBertModel(transformers.NomicBertConfig(
+        **common, hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40)),
+        words, cls, sep, dtype=torch.float16)
+
+    decoder = {**common, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+               "intermediate_size": 40, "bos_token_id": None, "eos_token_id": None, "head_dim": 16}
+    make_plain("qwen3", 13, transformers.Qwen3Model(transformers.Qwen3Config(**decoder)), words, cls, sep,
+               dtype=torch.bfloat16)
+
+    make_plain("gte", 14, transformers.GteModel(transformers.GteConfig(
+        **common, hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, type_vocab_size=0)),
+        words, cls, sep, dtype=torch.float16)
+    hidden, inner = 48, 40
+    config = {**common, "model_type": "new", "hidden_size": hidden, "num_hidden_layers": 2, "num_attention_heads": 3,
+              "intermediate_size": inner, "hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 1,
+              "layer_norm_type": "layer_norm", "position_embedding_type": "rope", "pack_qkv": True,
+              "rope_theta": 500, "rope_scaling": {"type": "ntk", "factor": 4.0}, "logn_attention_scale": False}
+    parts = {"attention.qkv_proj": (3 * hidden, hidden, True), "attention.o_proj": (hidden, hidden, True),
+             "mlp.up_gate_proj": (2 * inner, hidden, False), "mlp.down_proj": (hidden, inner, True)}
+    make_published("gte-ntk", 15, New, config, published_shapes(vocab, hidden, inner, 2, 1, parts, ["attn_ln", "mlp_ln"]),
+                   words, cls, sep)
+
+    parts = {f"attention.self.{part}": (hidden, hidden, True) for part in ("query", "key", "value")}
+    parts |= {"attention.output.dense": (hidden, hidden, True), "mlp.gated_layers": (2 * inner, hidden, False),
+              "mlp.wo": (hidden, inner, True)}
+    config = {**common, "model_type": "bert", "architectures": ["JinaBertModel"], "hidden_size": hidden,
+              "num_hidden_layers": 2, "num_attention_heads": 6, "intermediate_size": inner, "layer_norm_eps": 1e-12,
+              "type_vocab_size": 2, "position_embedding_type": "alibi", "feed_forward_type": "geglu"}
+    make_published("jina-v2", 16, JinaBert, config, published_shapes(
+        vocab, hidden, inner, 2, 2, parts, ["attention.output.LayerNorm", "mlp.layernorm"]), words, cls, sep)
+
+    make_plain("mistral", 17, transformers.MistralModel(transformers.MistralConfig(**decoder, sliding_window=20)),
+               words, cls, sep, dtype=torch.float16)
+
+    # The scores' scale and the embeddings' are not those of the head and of 1.
+    make_plain("gemma3", 18, transformers.Gemma3TextModel(transformers.Gemma3TextConfig(
+        **decoder, use_bidirectional_attention=True, sliding_window=24, query_pre_attn_scalar=24,
+        layer_types=["sliding_attention", "full_attention"])), words, cls, sep, dtype=torch.float16)
+
+
 def make_models():
     encoder, tokenizer = make_bert()
     make_gguf(encoder, tokenizer)
@@ -372,6 +534,7 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     torch.set_num_threads(1)
     make_models()
+    make_gated()
     make_minilm()
     total = sum(path.stat().st_size for path in FIXTURES.rglob("*") if path.is_file())
     print(f"{total / 1e6:.2f} MB in {FIXTURES}")

@@ -73,6 +73,25 @@ MODELS = {
         distilbert(problem_type="multi_label_classification", **labels(["toxic", "obscene", "threat", "insult"])),
     ),
     "bert-ner": ("bert-f16", transformers.BertForTokenClassification, bert(**labels(NER))),
+    "electra-rerank": (
+        "bert-f16",
+        transformers.ElectraForSequenceClassification,
+        transformers.ElectraConfig(**SIZES, embedding_size=16, pad_token_id=0, **labels(["LABEL_0"])),
+    ),
+    "albert-nli": (
+        "bert-f16",
+        transformers.AlbertForSequenceClassification,
+        transformers.AlbertConfig(**SIZES, embedding_size=16, pad_token_id=0, **labels(["no", "maybe", "yes"])),
+    ),
+    "deberta-v2-nli": (
+        "bert-f16",
+        transformers.DebertaV2ForSequenceClassification,
+        transformers.DebertaV2Config(
+            **SIZES, pad_token_id=0, type_vocab_size=0, relative_attention=True, position_buckets=16, max_relative_positions=-1,
+            pos_att_type=["c2p", "p2c"], share_att_key=True, norm_rel_ebd="layer_norm", position_biased_input=False,
+            **labels(["contradiction", "entailment", "neutral"]),
+        ),
+    ),
     "bert-masked-lm": ("bert-f16", transformers.BertForMaskedLM, bert()),
     "xlm-roberta-masked-lm": ("xlm-roberta-sharded", transformers.XLMRobertaForMaskedLM, roberta(transformers.XLMRobertaConfig)),
     "distilbert-splade": ("distilbert-masked-lm", transformers.DistilBertForMaskedLM, distilbert()),

@@ -5,8 +5,11 @@ pub mod deberta;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use self::deberta::DebertaConfig;
+use super::gated::config::{Family, GatedConfig};
+use super::gated::read_config;
 use super::weights::file_error;
 use super::weights::gguf::GgufFile;
 use crate::ops::linear::Activation;
@@ -29,10 +32,12 @@ pub enum Architecture {
     Deberta,
     /// DeBERTa v2 and v3.
     DebertaV2,
+    /// Layers with a gated feed-forward part: `gated` has the families.
+    Gated(Family),
 }
 
 /// `model_type` names and what they load as, in the order errors list them.
-const ARCHITECTURES: [(&str, Architecture); 10] = [
+const ARCHITECTURES: [(&str, Architecture); 18] = [
     ("bert", Architecture::Bert),
     ("roberta", Architecture::Roberta),
     ("xlm-roberta", Architecture::XlmRoberta),
@@ -43,7 +48,20 @@ const ARCHITECTURES: [(&str, Architecture); 10] = [
     ("albert", Architecture::Albert),
     ("deberta", Architecture::Deberta),
     ("deberta-v2", Architecture::DebertaV2),
+    ("modernbert", Architecture::Gated(Family::ModernBert)),
+    ("nomic_bert", Architecture::Gated(Family::NomicBert)),
+    ("gte", Architecture::Gated(Family::Gte)),
+    // What the code published with GTE calls itself.
+    ("new", Architecture::Gated(Family::Gte)),
+    // Jina v2 calls itself `bert` and asks for ALiBi.
+    (JINA_BERT, Architecture::Gated(Family::JinaBert)),
+    ("qwen3", Architecture::Gated(Family::Qwen3)),
+    ("mistral", Architecture::Gated(Family::Mistral)),
+    ("gemma3_text", Architecture::Gated(Family::Gemma3)),
 ];
+
+/// The name of Jina v2, which has none of its own.
+const JINA_BERT: &str = "jina_bert";
 
 /// `hidden_act` names. `gelu_fast` and `gelu_python_tanh` compute what `gelu_new` does.
 const ACTIVATIONS: [(&str, Activation); 9] = [
@@ -84,6 +102,8 @@ pub struct EncoderConfig {
     pub sharing: Option<LayerSharing>,
     /// What DeBERTa has beside the rest.
     pub deberta: Option<DebertaConfig>,
+    /// What [`super::gated::GatedTrunk`] needs beside; `None` for post-norm encoders.
+    pub gated: Option<GatedConfig>,
 }
 
 /// ALBERT's layers: each of `num_layers` steps is one group, whose layers follow one another.
@@ -141,12 +161,18 @@ impl EncoderConfig {
     ///
     /// Errors: [`Error::ModelFile`] naming the key that is missing, of a wrong kind or not supported.
     pub fn from_json(path: &Path, architecture: Option<&str>) -> Result<(String, Self)> {
-        let raw: RawConfig = read_json(path)?;
-        let name = architecture
-            .map(str::to_string)
-            .or(raw.model_type.clone())
-            .ok_or_else(|| file_error(path, "`model_type` is missing"))?;
+        let value: Value = read_json(path)?;
+        let own = value.get("model_type").and_then(Value::as_str);
+        let mut name = architecture.or(own).ok_or_else(|| file_error(path, "`model_type` is missing"))?.to_string();
+        if name == "bert" && value.get("position_embedding_type").and_then(Value::as_str) == Some("alibi") {
+            name = JINA_BERT.to_string();
+        }
         let architecture = Architecture::parse(&name, path)?;
+        if let Architecture::Gated(family) = architecture {
+            let config = read_config(family, &name, &value, path)?;
+            return Ok((name, config));
+        }
+        let raw: RawConfig = read_json(path)?;
         let mut config = raw.check(architecture, path)?;
         if matches!(architecture, Architecture::Deberta | Architecture::DebertaV2) {
             config.deberta = Some(DebertaConfig::from_json(path, &config)?);
@@ -191,6 +217,7 @@ impl EncoderConfig {
             projected_from: None,
             sharing: None,
             deberta: None,
+            gated: None,
         };
         config.checked(path).map(|config| (name.to_string(), config))
     }
@@ -226,7 +253,6 @@ impl EncoderConfig {
 /// `config.json` as the architectures write it; DistilBERT's own names are aliases.
 #[derive(Debug, Deserialize)]
 struct RawConfig {
-    model_type: Option<String>,
     vocab_size: Option<usize>,
     #[serde(alias = "dim")]
     hidden_size: Option<usize>,
@@ -302,7 +328,7 @@ impl RawConfig {
             num_layers: need("num_hidden_layers", self.num_hidden_layers)?,
             num_heads: need("num_attention_heads", self.num_attention_heads)?,
             intermediate_size: need("intermediate_size", self.intermediate_size)?,
-            activation: lookup(&ACTIVATIONS, "activation", activation, path)?,
+            activation: lookup_activation(activation, path)?,
             layer_norm_eps: self.layer_norm_eps.unwrap_or(default_eps),
             num_positions: need("max_position_embeddings", self.max_position_embeddings)?,
             position_offset,
@@ -312,9 +338,15 @@ impl RawConfig {
             projected_from,
             sharing,
             deberta: None,
+            gated: None,
         }
         .checked(path)
     }
+}
+
+/// The activation of a `hidden_act`. Errors: [`Error::ModelFile`] naming those supported.
+pub(super) fn lookup_activation(name: &str, file: &Path) -> Result<Activation> {
+    lookup(&ACTIVATIONS, "activation", name, file)
 }
 
 /// Reads a JSON file. Errors: [`Error::ModelFile`] naming it and the fault's place.

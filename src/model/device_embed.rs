@@ -204,6 +204,7 @@ impl InFlight for OnDevice {
 /// Whether the kernels compute this model; if not, why.
 pub(super) fn supported(config: &EncoderConfig) -> Result<(), String> {
     let lacking = [
+        (config.gated.is_some(), "gated layers"),
         (config.deberta.is_some(), "disentangled attention"),
         (config.projected_from.is_some(), "embeddings narrower than the layers"),
         (config.sharing.is_some(), "layers that share weights"),

@@ -4,7 +4,7 @@ use super::config::{Architecture, EncoderConfig};
 use super::head::{Head, Projection, Step};
 use super::names::Names;
 use super::pack::Pooling;
-use super::weights::Weights;
+use super::weights::{Weights, file_error};
 use crate::Result;
 use crate::ops::linear::{Activation, Linear};
 use crate::ops::norm::AddLayerNorm;
@@ -38,6 +38,13 @@ pub(super) fn read(
     num_labels: usize,
     mask_id: Option<u32>,
 ) -> Result<Head> {
+    if task == "embed" {
+        return Ok(Head::Vectors(pooling));
+    }
+    if config.gated.is_some() {
+        let reason = format!("task `{task}`: models of this architecture only embed here");
+        return Err(file_error(weights.path(), reason));
+    }
     let reader = Reader { weights, config, prefix: Names::of(config.architecture, weights.format()).prefix(weights)? };
     Ok(match task {
         "classify" | "rerank" => Head::Scores {
@@ -61,6 +68,13 @@ fn scores(architecture: Architecture) -> HeadNames {
     let (dense, activation, out, bias) = match architecture {
         Architecture::Bert => ("{}pooler.dense", Activation::Tanh, "classifier", "classifier.bias"),
         Architecture::DistilBert => ("pre_classifier", Activation::Relu, "classifier", "classifier.bias"),
+        Architecture::Albert => ("{}pooler", Activation::Tanh, "classifier", "classifier.bias"),
+        Architecture::Deberta | Architecture::DebertaV2 => {
+            ("pooler.dense", Activation::Gelu, "classifier", "classifier.bias")
+        }
+        Architecture::Electra => {
+            ("classifier.dense", Activation::Gelu, "classifier.out_proj", "classifier.out_proj.bias")
+        }
         _ => ("classifier.dense", Activation::Tanh, "classifier.out_proj", "classifier.out_proj.bias"),
     };
     HeadNames { transform: Some(Transform { dense, activation, norm: None }), out, biases: [bias, ""] }

@@ -14,7 +14,7 @@ use super::fingerprint::{Facts, fingerprint};
 use super::head_weights;
 use super::labels::HeadConfig;
 use super::manifest::{Dtype, ModelSpec};
-use super::names::{self, Names};
+use super::names;
 use super::pack::Pooling;
 use super::sentence::SentenceConfig;
 use super::weights::{Format, Weights, file_error};
@@ -98,7 +98,7 @@ fn described(spec: &ModelSpec, devices: &[Device]) -> Result<Described> {
 
     let num_ids = tokenizer::num_ids(&tokenizer);
     if num_ids > config.vocab_size {
-        let word = Names::of(config.architecture, weights.format()).word;
+        let word = trunk::word_name(&weights, &config);
         let reason = format!(
             "the tokenizer gives ids up to {}, `{word}` of {} has {} rows",
             num_ids - 1,

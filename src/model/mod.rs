@@ -11,6 +11,7 @@ mod embed;
 pub mod encode;
 mod encoder_weights;
 mod fingerprint;
+pub mod gated;
 mod head;
 mod head_weights;
 pub mod hub;
@@ -28,7 +29,7 @@ pub mod repository;
 mod section;
 pub mod sentence;
 mod tokenizer;
-mod trunk;
+pub mod trunk;
 pub mod weights;
 
 use std::collections::BTreeMap;

@@ -124,6 +124,9 @@ impl Names {
             (_, Architecture::MpNet) => &MPNET,
             (_, Architecture::Albert) => &ALBERT,
             (_, Architecture::Deberta | Architecture::DebertaV2) => &DEBERTA,
+            // Never asked for: `gated` has layouts of its own, and what writes GGUF or uploads weights by these
+            // names refuses gated layers first.
+            (_, Architecture::Gated(_)) => &BERT,
         }
     }
 
@@ -134,31 +137,36 @@ impl Names {
         layer.replace("{group}", &group.to_string()).replace("{inner}", &inner.to_string())
     }
 
-    /// What stands before every name: "" for a bare encoder, "bert." or "roberta." where a head was
-    /// trained on top. Found by the word embeddings, the one tensor every encoder has.
-    ///
-    /// Errors: [`crate::Error::Tensor`] if no tensor ends like the word embeddings, or [`crate::Error::ModelFile`]
-    /// if two do.
+    /// [`prefix`] of these names.
     pub fn prefix(&self, weights: &Weights) -> Result<String> {
-        let mut prefixes: Vec<&str> = weights
-            .names()
-            .into_iter()
-            .filter_map(|name| name.strip_suffix(self.word))
-            .filter(|prefix| prefix.is_empty() || prefix.ends_with('.'))
-            .collect();
-        prefixes.sort_unstable();
-        match prefixes.as_slice() {
-            [prefix] => Ok(prefix.to_string()),
-            [] => Err(crate::Error::Tensor {
-                file: weights.path().to_path_buf(),
-                tensor: self.word.to_string(),
-                expected: "the word embeddings, under any prefix".to_string(),
-                got: "no such tensor".to_string(),
-            }),
-            several => {
-                let reason = format!("several encoders: `{}` with prefixes {}", self.word, several.join(", "));
-                Err(file_error(weights.path(), reason))
-            }
+        prefix(self.word, weights)
+    }
+}
+
+/// What stands before every name: "" for a bare encoder, "bert." or "roberta." where a head was trained on top.
+/// Found by the word embeddings, the one tensor every encoder has.
+///
+/// Errors: [`crate::Error::Tensor`] if no tensor ends like the word embeddings, or [`crate::Error::ModelFile`] if two
+/// do.
+pub(super) fn prefix(word: &str, weights: &Weights) -> Result<String> {
+    let mut prefixes: Vec<&str> = weights
+        .names()
+        .into_iter()
+        .filter_map(|name| name.strip_suffix(word))
+        .filter(|prefix| prefix.is_empty() || prefix.ends_with('.'))
+        .collect();
+    prefixes.sort_unstable();
+    match prefixes.as_slice() {
+        [prefix] => Ok(prefix.to_string()),
+        [] => Err(crate::Error::Tensor {
+            file: weights.path().to_path_buf(),
+            tensor: word.to_string(),
+            expected: "the word embeddings, under any prefix".to_string(),
+            got: "no such tensor".to_string(),
+        }),
+        several => {
+            let reason = format!("several encoders: `{}` with prefixes {}", word, several.join(", "));
+            Err(file_error(weights.path(), reason))
         }
     }
 }

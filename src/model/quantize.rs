@@ -97,7 +97,8 @@ pub fn quantize(spec: &ModelSpec, target: Target, path: &Path) -> Result<Written
     if config.activation != Activation::Gelu {
         return Err(fault(&config_file, "`hidden_act` is not gelu, and GGUF has no key to say so"));
     }
-    if config.projected_from.is_some() || config.sharing.is_some() || config.deberta.is_some() {
+    let is_bert_like = config.gated.is_none() && config.deberta.is_none();
+    if !is_bert_like || config.projected_from.is_some() || config.sharing.is_some() {
         return Err(fault(&config_file, format!("`model_type` {architecture}: GGUF has no form for such an encoder")));
     }
     let renamed = renamed(&config);

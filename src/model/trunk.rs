@@ -1,15 +1,17 @@
-//! What every architecture is to the heads above it: token ids in, hidden states out.
+//! What every task stands on: from token ids to hidden states.
 
 use candle_core::Tensor;
 
 use super::config::EncoderConfig;
 use super::deberta::DebertaEncoder;
+use super::gated::GatedTrunk;
+use super::names::Names;
 use super::post_norm::PostNormEncoder;
 use super::weights::Weights;
 use crate::Result;
 use crate::ops::CuSeqlens;
 
-/// An encoder on one device.
+/// A model without its head, on one device.
 pub trait Trunk: Send + Sync {
     /// The hidden states after the last layer.
     ///
@@ -25,12 +27,22 @@ impl Trunk for PostNormEncoder {
     }
 }
 
-/// Reads the encoder that the config describes.
+/// Reads the trunk that a config describes. Tensors it does not need (a pooler, a head) are left alone.
 ///
-/// Errors: [`crate::Error::Tensor`] for a tensor that is missing or does not have the config's shape.
+/// Blocks: reads the weights.
+/// Errors: [`crate::Error::Tensor`] for one that is missing or does not have the config's shape.
 pub fn load(weights: &Weights, config: &EncoderConfig) -> Result<Box<dyn Trunk>> {
-    Ok(match &config.deberta {
-        Some(deberta) => Box::new(DebertaEncoder::load(weights, config, deberta)?),
-        None => Box::new(PostNormEncoder::load(weights, config)?),
+    Ok(match (&config.gated, &config.deberta) {
+        (Some(gated), _) => Box::new(GatedTrunk::load(weights, config, gated)?),
+        (None, Some(deberta)) => Box::new(DebertaEncoder::load(weights, config, deberta)?),
+        (None, None) => Box::new(PostNormEncoder::load(weights, config)?),
     })
+}
+
+/// What the word embeddings are called in these files, below any prefix.
+pub(super) fn word_name(weights: &Weights, config: &EncoderConfig) -> &'static str {
+    match &config.gated {
+        None => Names::of(config.architecture, weights.format()).word,
+        Some(gated) => gated.family.layouts()[0].word,
+    }
 }

@@ -1,5 +1,7 @@
 //! Attention within each sequence of a packed batch.
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 use pulp::{Simd, WithSimd};
 
@@ -15,12 +17,65 @@ pub enum Mask {
     Full,
     /// Those not after it.
     Causal,
+    /// Those at most `radius` tokens before or after it.
+    Window { radius: usize },
+    /// The last `size` of those not after it, itself among them; `size` is at least 1.
+    CausalWindow { size: usize },
+}
+
+impl Mask {
+    /// The keys that the query sees in a sequence of `len` tokens: never none.
+    pub fn keys(self, query: usize, len: usize) -> Range<usize> {
+        match self {
+            Self::Full => 0..len,
+            Self::Causal => 0..query + 1,
+            Self::Window { radius } => query.saturating_sub(radius)..(query + 1).saturating_add(radius).min(len),
+            Self::CausalWindow { size } => (query + 1).saturating_sub(size.max(1))..query + 1,
+        }
+    }
+}
+
+/// How a token's row is divided: its queries, then its keys, then its values, each head by head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Of queries.
+    pub num_heads: usize,
+    /// Of keys and of values: each serves `num_heads / num_kv_heads` heads of queries that follow one another.
+    pub num_kv_heads: usize,
+    pub head_dim: usize,
+}
+
+impl Heads {
+    /// Columns of all heads of queries, and of the result.
+    pub fn width(&self) -> usize {
+        self.num_heads * self.head_dim
+    }
+
+    /// Columns of all heads of keys, or of values.
+    pub fn kv_width(&self) -> usize {
+        self.num_kv_heads * self.head_dim
+    }
+
+    /// Columns of a token's row.
+    pub fn row_width(&self) -> usize {
+        self.width() + 2 * self.kv_width()
+    }
+
+    /// Errors: [`Error::Shape`] for a zero size, or heads of queries that are no multiple of those of keys.
+    pub(super) fn check(&self, op: &'static str) -> Result<()> {
+        let Self { num_heads, num_kv_heads, head_dim } = *self;
+        if num_heads == 0 || num_kv_heads == 0 || head_dim == 0 || !num_heads.is_multiple_of(num_kv_heads) {
+            let expected = "at least 1 each, num_heads a multiple of num_kv_heads".to_string();
+            let got = format!("{num_heads}, {num_kv_heads}, {head_dim}");
+            return Err(Error::Shape { op, operand: "num_heads, num_kv_heads, head_dim", expected, got });
+        }
+        Ok(())
+    }
 }
 
 /// `softmax(scale q kᵀ + bias) v`, every sequence and head by itself.
 pub struct Attention {
-    num_heads: usize,
-    head_dim: usize,
+    heads: Heads,
     scale: f64,
     distance_bias: Option<DistanceBias>,
     mask: Mask,
@@ -36,11 +91,7 @@ struct DistanceBias {
 }
 
 impl Attention {
-    /// `distance_bias[h][key - query + max_seq_len - 1]` is added to head h's scaled score of that pair:
-    /// it carries relative position buckets (MPNet, T5) and ALiBi slopes alike.
-    ///
-    /// Shapes: `distance_bias` [num_heads, 2 * max_seq_len - 1].
-    /// Errors: [`Error::Shape`] for a zero size or a bias of another shape.
+    /// [`Attention::grouped`] with as many heads of keys and values as of queries.
     pub fn new(
         num_heads: usize,
         head_dim: usize,
@@ -48,20 +99,24 @@ impl Attention {
         distance_bias: Option<Tensor>,
         mask: Mask,
     ) -> Result<Self> {
-        let shape = |operand, expected: &str, got: String| Error::Shape {
-            op: "attention",
-            operand,
-            expected: expected.to_string(),
-            got,
-        };
-        if num_heads == 0 || head_dim == 0 {
-            return Err(shape("num_heads, head_dim", "at least 1 each", format!("{num_heads}, {head_dim}")));
-        }
+        Self::grouped(Heads { num_heads, num_kv_heads: num_heads, head_dim }, scale, distance_bias, mask)
+    }
+
+    /// `distance_bias[h][key - query + max_seq_len - 1]` is added to head h's scaled score of that pair:
+    /// it carries relative position buckets (MPNet, T5) and ALiBi slopes alike.
+    ///
+    /// Shapes: `distance_bias` [num_heads, 2 * max_seq_len - 1].
+    /// Errors: [`Error::Shape`] for heads that do not fit each other or a bias of another shape.
+    /// Source of heads that share keys and values: Ainslie et al. 2023 (GQA), section 2.2.
+    pub fn grouped(heads: Heads, scale: f64, distance_bias: Option<Tensor>, mask: Mask) -> Result<Self> {
+        heads.check("attention")?;
+        let num_heads = heads.num_heads;
         if let Some(bias) = &distance_bias {
             let odd = bias.dims().last().is_some_and(|n| n % 2 == 1);
             if bias.dims().len() != 2 || bias.dims()[0] != num_heads || !odd {
                 let expected = format!("[{num_heads}, 2 * max_seq_len - 1]");
-                return Err(shape("distance_bias", &expected, format!("{:?}", bias.dims())));
+                let got = format!("{:?}", bias.dims());
+                return Err(Error::Shape { op: "attention", operand: "distance_bias", expected, got });
             }
         }
         let distance_bias = match distance_bias {
@@ -72,17 +127,16 @@ impl Attention {
             }
             None => None,
         };
-        Ok(Self { num_heads, head_dim, scale, distance_bias, mask })
+        Ok(Self { heads, scale, distance_bias, mask })
     }
 
-    /// Shapes: `qkv` [total_tokens, 3 * num_heads * head_dim], a token's queries, then its keys, then its
-    /// values, each head by head. Returns [total_tokens, num_heads * head_dim].
+    /// Shapes: `qkv` [total_tokens, (num_heads + 2 * num_kv_heads) * head_dim], rows as [`Heads`] says.
+    /// Returns [total_tokens, num_heads * head_dim].
     ///
     /// Errors: [`Error::Shape`] if `qkv` is of another shape, or a sequence is longer than the distance
     /// bias reaches.
     pub fn forward(&self, qkv: &Tensor, cu_seqlens: &CuSeqlens) -> Result<Tensor> {
-        let width = self.num_heads * self.head_dim;
-        check_dims("attention", "qkv", qkv, &[cu_seqlens.total_tokens(), 3 * width])?;
+        check_dims("attention", "qkv", qkv, &[cu_seqlens.total_tokens(), self.heads.row_width()])?;
         if let Some(bias) = &self.distance_bias
             && cu_seqlens.max_seqlen() > bias.max_seq_len
         {
@@ -98,7 +152,7 @@ impl Attention {
             return Ok(qkv.contiguous()?.apply_op1_no_bwd(&op)?);
         }
         let bias = self.distance_bias.as_ref().map(|bias| &bias.tensor);
-        reference::attention(qkv, cu_seqlens, self.num_heads, self.head_dim, self.scale, bias, self.mask)
+        reference::attention(qkv, cu_seqlens, self.heads, self.scale, bias, self.mask)
     }
 }
 
@@ -114,12 +168,12 @@ impl CustomOp1 for CpuAttention<'_> {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let qkv = cpu_values(storage, layout)?;
-        let width = self.attention.num_heads * self.attention.head_dim;
+        let (width, row_width) = (self.attention.heads.width(), self.attention.heads.row_width());
         let tasks = tasks(self.cu_seqlens, rayon::current_num_threads());
         let rows: Vec<usize> = tasks.iter().map(|t| t.num_queries).collect();
         let values = simd::fill_blocks(width, &rows, |i, out| {
             let task = &tasks[i];
-            let qkv = &qkv[task.start * 3 * width..][..task.len * 3 * width];
+            let qkv = &qkv[task.start * row_width..][..task.len * row_width];
             simd::run(Block { attention: self.attention, qkv, task, out });
         });
         Ok((CpuStorage::F32(values), (self.cu_seqlens.total_tokens(), width).into()))
@@ -161,7 +215,7 @@ pub(super) fn tasks(cu_seqlens: &CuSeqlens, num_threads: usize) -> Vec<Task> {
 /// One task's forward.
 struct Block<'a> {
     attention: &'a Attention,
-    /// The sequence's rows, [len, 3 * num_heads * head_dim].
+    /// The sequence's rows, [len, row_width].
     qkv: &'a [f32],
     task: &'a Task,
     /// [num_queries, num_heads * head_dim]
@@ -180,8 +234,9 @@ impl WithSimd for Block<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { attention, qkv, task, out } = self;
-        let (len, head_dim) = (task.len, attention.head_dim);
-        let width = attention.num_heads * head_dim;
+        let Heads { num_heads, num_kv_heads, head_dim } = attention.heads;
+        let (len, group) = (task.len, num_heads / num_kv_heads);
+        let (width, kv_width, ld) = (attention.heads.width(), attention.heads.kv_width(), attention.heads.row_width());
         let lanes = S::F32_LANES;
         let (padded_len, padded_dim) = (len.next_multiple_of(lanes), head_dim.next_multiple_of(lanes));
         let mut keys = vec![0.0; head_dim * padded_len];
@@ -189,17 +244,20 @@ impl WithSimd for Block<'_> {
         let mut scores = vec![0.0; SCORE_ROWS * padded_len];
         let mut inverse_sums = [0.0; SCORE_ROWS];
 
-        for head in 0..attention.num_heads {
+        for head in 0..num_heads {
             let at = head * head_dim;
-            pack_keys::<S>(&qkv[width + at..], 3 * width, len, head_dim, attention.scale as f32, &mut keys);
-            pack_values::<S>(&qkv[2 * width + at..], 3 * width, len, head_dim, &mut values);
+            if head % group == 0 {
+                let kv_at = width + head / group * head_dim;
+                pack_keys::<S>(&qkv[kv_at..], ld, len, head_dim, attention.scale as f32, &mut keys);
+                pack_values::<S>(&qkv[kv_at + kv_width..], ld, len, head_dim, &mut values);
+            }
             for row in (0..task.num_queries).step_by(SCORE_ROWS) {
                 let rows = SCORE_ROWS.min(task.num_queries - row);
                 let first_query = task.first_query + row;
                 let scores = &mut scores[..rows * padded_len];
 
-                let queries = &qkv[first_query * 3 * width + at..];
-                multiply(simd, queries, 3 * width, head_dim, &keys, padded_len, scores, padded_len, 0, padded_len);
+                let queries = &qkv[first_query * ld + at..];
+                multiply(simd, queries, ld, head_dim, &keys, padded_len, scores, padded_len, 0, padded_len);
 
                 for (r, scores) in scores.chunks_exact_mut(padded_len).enumerate() {
                     let query = first_query + r;
@@ -211,8 +269,7 @@ impl WithSimd for Block<'_> {
                             *score += bias;
                         }
                     }
-                    let num_keys = if attention.mask == Mask::Causal { query + 1 } else { len };
-                    inverse_sums[r] = 1.0 / exponentials(simd, scores, num_keys);
+                    inverse_sums[r] = 1.0 / exponentials(simd, scores, attention.mask.keys(query, len));
                 }
 
                 let out = &mut out[row * width..][..rows * width];
@@ -305,16 +362,18 @@ pub(super) fn multiply<S: Simd>(
     }
 }
 
-/// Replaces a row of scores by `exp(score - largest)` and returns their sum, over the first `num_keys`;
-/// the others become 0.
+/// Replaces a row of scores by `exp(score - largest)` and returns their sum, over `keys`; the others
+/// become 0.
 ///
 /// Shapes: `scores` a whole number of vectors.
 #[inline(always)]
-pub(super) fn exponentials<S: Simd>(simd: S, scores: &mut [f32], num_keys: usize) -> f32 {
+pub(super) fn exponentials<S: Simd>(simd: S, scores: &mut [f32], keys: Range<usize>) -> f32 {
     let lanes = S::F32_LANES;
-    let used = num_keys.next_multiple_of(lanes);
-    scores[num_keys..used].fill(f32::NEG_INFINITY);
-    let vectors = S::as_mut_simd_f32s(&mut scores[..used]).0;
+    // Whole vectors around the keys.
+    let used = keys.start / lanes * lanes..keys.end.next_multiple_of(lanes);
+    scores[used.start..keys.start].fill(f32::NEG_INFINITY);
+    scores[keys.end..used.end].fill(f32::NEG_INFINITY);
+    let vectors = S::as_mut_simd_f32s(&mut scores[used]).0;
     let mut largest = simd.splat_f32s(f32::NEG_INFINITY);
     for &x in vectors.iter() {
         largest = simd.max_f32s(largest, x);
@@ -326,7 +385,8 @@ pub(super) fn exponentials<S: Simd>(simd: S, scores: &mut [f32], num_keys: usize
         *x = simd::exp(simd, simd.sub_f32s(*x, largest));
         sum = simd.add_f32s(sum, *x);
     }
-    scores[num_keys..].fill(0.0);
+    scores[..keys.start].fill(0.0);
+    scores[keys.end..].fill(0.0);
     simd.reduce_sum_f32s(sum)
 }
 
@@ -336,6 +396,14 @@ mod tests {
 
     use super::super::testing::{assert_close, bounds, noise, values};
     use super::*;
+
+    const MASKS: [Mask; 5] = [
+        Mask::Full,
+        Mask::Causal,
+        Mask::Window { radius: 0 },
+        Mask::Window { radius: 20 },
+        Mask::CausalWindow { size: 17 },
+    ];
 
     #[test]
     fn worked_numbers() {
@@ -361,12 +429,12 @@ mod tests {
                 let qkv = noise(1, &[cu_seqlens.total_tokens(), 3 * num_heads * head_dim]);
                 let scale = 1.0 / (head_dim as f64).sqrt();
                 for bias in [None, Some(noise(2, &[num_heads, 2 * 130 - 1]))] {
-                    for mask in [Mask::Full, Mask::Causal] {
+                    for mask in MASKS {
+                        let heads = Heads { num_heads, num_kv_heads: num_heads, head_dim };
                         let attention = Attention::new(num_heads, head_dim, scale, bias.clone(), mask).unwrap();
                         let got = attention.forward(&qkv, &cu_seqlens).unwrap();
-                        let (h, d) = (num_heads, head_dim);
-                        let expected = reference::attention(&qkv, &cu_seqlens, h, d, scale, bias.as_ref(), mask);
-                        let what = format!("{h} heads of {d}, {lens:?}, {mask:?}, bias {}", bias.is_some());
+                        let expected = reference::attention(&qkv, &cu_seqlens, heads, scale, bias.as_ref(), mask);
+                        let what = format!("{heads:?}, {lens:?}, {mask:?}, bias {}", bias.is_some());
                         assert_close(&got, &expected.unwrap(), 2e-6, &what);
                     }
                 }
@@ -375,11 +443,47 @@ mod tests {
     }
 
     #[test]
+    fn heads_share_keys_and_values() {
+        for (num_heads, num_kv_heads, head_dim) in [(4, 2, 32), (6, 1, 24), (12, 3, 7), (2, 2, 16)] {
+            let heads = Heads { num_heads, num_kv_heads, head_dim };
+            for lens in [&[1][..], &[33, 2, 70]] {
+                let cu_seqlens = bounds(lens);
+                let qkv = noise(1, &[cu_seqlens.total_tokens(), heads.row_width()]);
+                let bias = noise(2, &[num_heads, 2 * 70 - 1]);
+                for mask in MASKS {
+                    let attention = Attention::grouped(heads, 0.3, Some(bias.clone()), mask).unwrap();
+                    let got = attention.forward(&qkv, &cu_seqlens).unwrap();
+                    let expected = reference::attention(&qkv, &cu_seqlens, heads, 0.3, Some(&bias), mask).unwrap();
+                    assert_close(&got, &expected, 2e-6, &format!("{heads:?}, {lens:?}, {mask:?}"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn masks_say_which_keys_are_seen() {
+        let seen = |mask: Mask| (0..4).map(|query| mask.keys(query, 4)).collect::<Vec<_>>();
+        assert_eq!(seen(Mask::Full), [0..4, 0..4, 0..4, 0..4]);
+        assert_eq!(seen(Mask::Causal), [0..1, 0..2, 0..3, 0..4]);
+        assert_eq!(seen(Mask::Window { radius: 1 }), [0..2, 0..3, 1..4, 2..4]);
+        assert_eq!(seen(Mask::Window { radius: usize::MAX }), seen(Mask::Full));
+        assert_eq!(seen(Mask::CausalWindow { size: 2 }), [0..1, 0..2, 1..3, 2..4]);
+    }
+
+    #[test]
     fn large_scores_do_not_overflow() {
         let cu_seqlens = bounds(&[40]);
         let qkv = (noise(1, &[40, 3 * 32]) * 30.0).unwrap();
         let attention = Attention::new(1, 32, 1.0, None, Mask::Full).unwrap();
-        let expected = reference::attention(&qkv, &cu_seqlens, 1, 32, 1.0, None, Mask::Full).unwrap();
+        let expected = reference::attention(
+            &qkv,
+            &cu_seqlens,
+            Heads { num_heads: 1, num_kv_heads: 1, head_dim: 32 },
+            1.0,
+            None,
+            Mask::Full,
+        )
+        .unwrap();
         // Scores of some thousands carry errors of 1e-4 into the exponent.
         assert_close(&attention.forward(&qkv, &cu_seqlens).unwrap(), &expected, 2e-3, "scores in the thousands");
     }
@@ -430,6 +534,8 @@ mod tests {
     fn shapes_are_checked_by_name() {
         let error = |r: Result<Attention>| r.err().unwrap().to_string();
         assert!(error(Attention::new(0, 32, 1.0, None, Mask::Full)).contains("num_heads"));
+        let uneven = Heads { num_heads: 4, num_kv_heads: 3, head_dim: 8 };
+        assert!(error(Attention::grouped(uneven, 1.0, None, Mask::Full)).contains("4, 3, 8"));
         for shape in [&[2, 7][..], &[1, 8], &[7]] {
             assert!(error(Attention::new(1, 32, 1.0, Some(noise(1, shape)), Mask::Full)).contains("distance_bias"));
         }

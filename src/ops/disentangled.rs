@@ -266,7 +266,7 @@ impl WithSimd for Block<'_> {
                     }
                 }
                 for (r, scores) in scores.chunks_exact_mut(padded_len).enumerate() {
-                    inverse_sums[r] = 1.0 / exponentials(simd, scores, len);
+                    inverse_sums[r] = 1.0 / exponentials(simd, scores, 0..len);
                 }
 
                 let out = &mut out[row * width..][..rows * width];

@@ -21,6 +21,7 @@ pub mod cuda;
 pub mod device;
 pub mod disentangled;
 pub mod embedding;
+pub mod gated;
 mod gemm;
 pub mod linear;
 pub mod monitor;
@@ -29,6 +30,8 @@ pub mod pool;
 pub mod process;
 pub mod reference;
 pub mod residual;
+pub mod rms_norm;
+pub mod rotary;
 mod simd;
 pub mod weights;
 

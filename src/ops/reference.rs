@@ -6,7 +6,7 @@
 use candle_core::{D, DType, Device, IndexOp, Tensor};
 
 use super::CuSeqlens;
-use super::attention::Mask;
+use super::attention::{Heads, Mask};
 use super::disentangled::RelativePositions;
 use super::linear::Activation;
 use super::pool::{Pooling, RowSpec};
@@ -32,33 +32,40 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activation: Ac
 
 /// `softmax(scale q kᵀ + bias) v` of each sequence and head by itself, softmax in f32.
 ///
-/// Shapes: `qkv` [total_tokens, 3 * num_heads * head_dim]; `distance_bias` [num_heads, 2 * max_seq_len - 1].
-/// Returns [total_tokens, num_heads * head_dim].
+/// Shapes: `qkv` [total_tokens, (num_heads + 2 * num_kv_heads) * head_dim]; `distance_bias`
+/// [num_heads, 2 * max_seq_len - 1]. Returns [total_tokens, num_heads * head_dim].
 pub fn attention(
     qkv: &Tensor,
     cu_seqlens: &CuSeqlens,
-    num_heads: usize,
-    head_dim: usize,
+    heads: Heads,
     scale: f64,
     distance_bias: Option<&Tensor>,
     mask: Mask,
 ) -> Result<Tensor> {
-    let width = num_heads * head_dim;
+    let Heads { num_heads, num_kv_heads, head_dim } = heads;
+    let (width, kv_width) = (heads.width(), heads.kv_width());
     let mut outputs = Vec::with_capacity(cu_seqlens.num_seqs());
     for range in cu_seqlens.ranges() {
         let len = range.len();
         let rows = qkv.narrow(0, range.start, len)?;
-        // [len, width] -> [num_heads, len, head_dim]
-        let part = |i: usize| -> candle_core::Result<Tensor> {
-            rows.narrow(1, i * width, width)?.reshape((len, num_heads, head_dim))?.transpose(0, 1)?.contiguous()
+        // [len, heads * head_dim] -> [heads, len, head_dim]
+        let part = |start: usize, heads: usize| -> candle_core::Result<Tensor> {
+            let columns = rows.narrow(1, start, heads * head_dim)?;
+            columns.reshape((len, heads, head_dim))?.transpose(0, 1)?.contiguous()
         };
-        let (q, k, v) = (part(0)?, part(1)?, part(2)?);
+        // One head of keys or values for each of queries.
+        let spread = |x: Tensor| -> candle_core::Result<Tensor> {
+            let shape = (num_kv_heads, num_heads / num_kv_heads, len, head_dim);
+            x.unsqueeze(1)?.expand(shape)?.reshape((num_heads, len, head_dim))
+        };
+        let q = part(0, num_heads)?;
+        let (k, v) = (spread(part(width, num_kv_heads)?)?, spread(part(width + kv_width, num_kv_heads)?)?);
         let mut scores = (q.matmul(&k.t()?)?.to_dtype(DType::F32)? * scale)?;
         if let Some(bias) = distance_bias {
             scores = (scores + expand_distance_bias(bias, len)?)?;
         }
-        if mask == Mask::Causal {
-            scores = scores.broadcast_add(&causal_mask(len, qkv.device())?)?;
+        if mask != Mask::Full {
+            scores = scores.broadcast_add(&additive_mask(mask, len, qkv.device())?)?;
         }
         let weights = candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(v.dtype())?;
         outputs.push(weights.matmul(&v)?.transpose(0, 1)?.reshape((len, width))?);
@@ -121,10 +128,13 @@ fn expand_distance_bias(bias: &Tensor, len: usize) -> Result<Tensor> {
     Ok(bias.index_select(&idx, 1)?.reshape((bias.dim(0)?, len, len))?.to_dtype(DType::F32)?)
 }
 
-/// [len, len] f32: 0 where the key is not after the query, else minus infinity.
-fn causal_mask(len: usize, device: &Device) -> Result<Tensor> {
-    let values: Vec<f32> =
-        (0..len).flat_map(|query| (0..len).map(move |key| if key > query { f32::NEG_INFINITY } else { 0.0 })).collect();
+/// [len, len] f32: 0 where the query sees the key, else minus infinity.
+fn additive_mask(mask: Mask, len: usize, device: &Device) -> Result<Tensor> {
+    let row = |query: usize| {
+        let seen = mask.keys(query, len);
+        (0..len).map(move |key| if seen.contains(&key) { 0.0 } else { f32::NEG_INFINITY })
+    };
+    let values: Vec<f32> = (0..len).flat_map(row).collect();
     Ok(Tensor::from_vec(values, (len, len), device)?)
 }
 
@@ -148,6 +158,54 @@ pub fn add_layer_norm(
     let variance = centred.sqr()?.mean_keepdim(1)?;
     let normed = centred.broadcast_div(&(variance + eps)?.sqrt()?)?.to_dtype(dtype)?;
     Ok(normed.broadcast_mul(weight)?.broadcast_add(bias)?)
+}
+
+/// `x / sqrt(mean(x²) + eps) * weight`, in f32.
+///
+/// Shapes: `x` [m, hidden_size]; `weight` [hidden_size]. Returns [m, hidden_size].
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let x = x.to_dtype(DType::F32)?;
+    let scale = (x.sqr()?.mean_keepdim(1)? + eps)?.sqrt()?;
+    Ok(x.broadcast_div(&scale)?.to_dtype(dtype)?.broadcast_mul(weight)?)
+}
+
+/// Each head of queries and keys RMS-normalised where there are weights for it, then turned by its token's
+/// position; values as they are.
+///
+/// Shapes: `qkv` [total_tokens, row_width]; `cos`, `sin` [max_seq_len, head_dim / 2]; `norms` [head_dim] each,
+/// of queries and of keys. Returns [total_tokens, row_width].
+pub fn rotary(
+    qkv: &Tensor,
+    cu_seqlens: &CuSeqlens,
+    heads: Heads,
+    cos: &Tensor,
+    sin: &Tensor,
+    norms: Option<(&Tensor, &Tensor, f64)>,
+) -> Result<Tensor> {
+    let (total, half) = (cu_seqlens.total_tokens(), heads.head_dim / 2);
+    let positions: Vec<u32> = cu_seqlens.ranges().flat_map(|r| 0..r.len() as u32).collect();
+    let positions = Tensor::from_vec(positions, total, qkv.device())?;
+    let rows = |table: &Tensor| table.index_select(&positions, 0)?.unsqueeze(1);
+    let (cos, sin) = (rows(cos)?, rows(sin)?);
+    let turned = |start: usize, num_heads: usize, norm: Option<(&Tensor, f64)>| -> Result<Tensor> {
+        let width = num_heads * heads.head_dim;
+        let mut x = qkv.narrow(1, start, width)?.contiguous()?;
+        if let Some((weight, eps)) = norm {
+            x = rms_norm(&x.reshape((total * num_heads, heads.head_dim))?, weight, eps)?;
+        }
+        let x = x.reshape((total, num_heads, heads.head_dim))?;
+        let (first, second) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
+        let turned = [
+            (first.broadcast_mul(&cos)? - second.broadcast_mul(&sin)?)?,
+            (second.broadcast_mul(&cos)? + first.broadcast_mul(&sin)?)?,
+        ];
+        Ok(Tensor::cat(&turned, 2)?.reshape((total, width))?)
+    };
+    let queries = turned(0, heads.num_heads, norms.map(|(query, _, eps)| (query, eps)))?;
+    let keys = turned(heads.width(), heads.num_kv_heads, norms.map(|(_, key, eps)| (key, eps)))?;
+    let values = qkv.narrow(1, heads.width() + heads.kv_width(), heads.kv_width())?;
+    Ok(Tensor::cat(&[queries, keys, values.contiguous()?], 1)?)
 }
 
 /// Sum of the word, position and token-type rows of each token, before LayerNorm.

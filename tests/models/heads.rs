@@ -70,6 +70,9 @@ fn scores_of_sequences_equal_transformers() {
     check_scores("bert-nli", "classify", Wanted::Scores);
     check_scores("xlm-roberta-rerank", "rerank", Wanted::Scores);
     check_scores("distilbert-multi-label", "classify", Wanted::Scores);
+    check_scores("electra-rerank", "rerank", Wanted::Scores);
+    check_scores("albert-nli", "classify", Wanted::Scores);
+    check_scores("deberta-v2-nli", "classify", Wanted::Scores);
 }
 
 #[test]
@@ -180,6 +183,9 @@ fn a_head_that_is_not_there_is_refused_by_name() {
     let error =
         load_spec(&ModelSpec { task: "classify".into(), ..spec(&super::common::fixture("mpnet")) }).err().unwrap();
     assert!(error.to_string().contains("classifier") || error.to_string().contains("id2label"), "{error}");
+    let dir = super::common::fixture("modernbert");
+    let error = load_spec(&ModelSpec { task: "sparse".into(), ..spec(&dir) }).err().unwrap();
+    assert!(error.to_string().contains("only embed here"), "{error}");
     let model = model("bert-nli", "classify");
     let mut batch = PackedInput::default();
     batch.push(&[2, 3], &[], Wanted::Sparse);

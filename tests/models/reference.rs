@@ -105,6 +105,47 @@ fn deberta_v1_equals_transformers() {
     check_fixture("deberta-v1", "deberta", 128);
 }
 
+#[test]
+fn modernbert_equals_transformers() {
+    check_fixture("modernbert", "modernbert", 256);
+}
+
+#[test]
+fn nomic_bert_equals_transformers() {
+    check_fixture("nomic-bert", "nomic_bert", 256);
+}
+
+#[test]
+fn qwen3_equals_transformers() {
+    check_fixture("qwen3", "qwen3", 256);
+}
+
+#[test]
+fn gte_equals_transformers() {
+    check_fixture("gte", "gte", 256);
+}
+
+/// As its authors published it: other names and keys, and positions stretched by their NTK scheme.
+#[test]
+fn gte_with_ntk_equals_its_own_definition() {
+    check_fixture("gte-ntk", "new", 256);
+}
+
+#[test]
+fn jina_v2_equals_its_own_definition() {
+    check_fixture("jina-v2", "jina_bert", 256);
+}
+
+#[test]
+fn mistral_equals_transformers() {
+    check_fixture("mistral", "mistral", 256);
+}
+
+#[test]
+fn gemma3_looking_both_ways_equals_transformers() {
+    check_fixture("gemma3", "gemma3_text", 256);
+}
+
 /// Every length of 1 to 512 tokens; the model's own limit is 256, its position table reaches 512.
 #[test]
 fn minilm_equals_sentence_transformers_at_every_length() {
