@@ -324,6 +324,25 @@ async fn predictions_carry_their_phases_and_are_kept_where_all_is() {
     assert_eq!(listed["data"][0]["source"], "tensorflow", "{listed}");
 }
 
+/// Names of schemas are the whole document's: two protocols that used one would each describe the other.
+#[tokio::test]
+async fn schemas_of_the_document_are_this_protocols_own() {
+    let server = plain().await;
+    let document = ok(&server.get("/openapi.json").await);
+    let properties = |content: &Value| {
+        let reference = content["application/json"]["schema"]["$ref"].as_str().unwrap_or_else(|| panic!("{content}"));
+        let schema = document.pointer(reference.trim_start_matches('#')).unwrap();
+        schema["properties"].as_object().unwrap().keys().cloned().collect::<Vec<_>>()
+    };
+    let answer = |path: &str| properties(&document["paths"][path]["get"]["responses"]["200"]["content"]);
+    assert_eq!(answer("/v1/models/{id}/versions/{version}"), ["model_version_status"]);
+    assert_eq!(answer("/v1/models/{id}/metadata"), ["metadata", "model_spec"]);
+    let predict = &document["paths"]["/v1/models/{id}:predict"]["post"]["requestBody"]["content"];
+    assert_eq!(properties(predict), ["inputs", "instances", "signature_name"]);
+    let of_health = &document["components"]["schemas"]["ModelStatus"]["properties"];
+    assert!(of_health["devices"].is_object(), "{of_health}");
+}
+
 #[test]
 fn every_fault_has_this_protocols_envelope() {
     for fault in Fault::samples() {

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use super::super::ApiState;
 use super::super::docs::Refusals;
 use super::super::status::Fault;
-use super::super::tfs::{self, status::ModelStatus};
+use super::super::tfs::{self, status::ModelVersions};
 use crate::model::ModelInfo;
 use crate::{Error, Result};
 
@@ -32,7 +32,7 @@ pub struct ModelWithStatus {
     #[serde(flatten)]
     model: Model,
     #[serde(flatten)]
-    status: ModelStatus,
+    status: ModelVersions,
 }
 
 /// The body of `GET /v1/models`.
@@ -70,7 +70,7 @@ pub async fn model(
     let Path(id) = id.map_err(|e| Error::Malformed { field: "id".to_string(), reason: e.body_text() })?;
     match state.engine.model(Some(&id)) {
         Ok(info) => {
-            let status = ModelStatus::of(&state, &info);
+            let status = ModelVersions::of(&state, &info);
             Ok(axum::Json(ModelWithStatus { model: Model::from(&*info), status }).into_response())
         }
         Err(unknown) => tfs::read(&state, &id, &request).unwrap_or(Err(unknown.into())),

@@ -56,7 +56,7 @@ async fn call(
 pub fn read(state: &ApiState, rest: &str, request: &Request) -> Option<Result<Response, Fault>> {
     let address = path::parse(rest).filter(Address::is_more_than_a_name)?;
     let answer = |info: Arc<ModelInfo>| match address.subject {
-        Subject::Status => axum::Json(status::ModelStatus::of(state, &info)).into_response(),
+        Subject::Status => axum::Json(status::ModelVersions::of(state, &info)).into_response(),
         Subject::Metadata => axum::Json(metadata::Metadata::of(&info)).into_response(),
         Subject::Predict | Subject::Classify | Subject::Regress => not_allowed(request, "POST"),
     };

@@ -25,7 +25,7 @@ const MAX_INLINE_VALUES: usize = 4096;
 
 /// The body: either `instances` or `inputs`. Fields not listed are ignored.
 #[derive(Debug, Deserialize, ToSchema)]
-pub struct PredictBody {
+pub struct TensorsBody {
     /// One of the model's signatures (`…/metadata` lists them); `serving_default` unless given.
     signature_name: Option<String>,
     /// Row form: a list of values of the signature's only input, or of objects with a value an input.
@@ -49,7 +49,7 @@ pub struct Predictions {
 #[utoipa::path(
     post, path = "/v1/models/{id}:predict", tag = "TensorFlow Serving",
     params(("id" = String, Path, description = "A name from `/v1/models`", example = "all-MiniLM-L6-v2")),
-    request_body(content = PredictBody, examples(
+    request_body(content = TensorsBody, examples(
         ("rows" = (value = json!({"instances": ["The quick brown fox", "w3"]}))),
         ("rows with names, of bytes" = (value = json!({"instances": [{"text": {"b64": "dzEgdzI="}}]}))),
         ("columns" = (value = json!({"inputs": {"text": ["w1 w2", "w3"]}}))),
@@ -86,7 +86,7 @@ pub async fn regress() {}
 pub async fn call(state: &ApiState, address: &Address<'_>, request: Request) -> Result<Response, Fault> {
     // Before the body: a client of another model need not send all of it.
     let info = address.find(state)?;
-    let Call { body, deadline, cache_use, priority, .. } = body::read::<PredictBody>(state, request).await?;
+    let Call { body, deadline, cache_use, priority, .. } = body::read::<TensorsBody>(state, request).await?;
     let signature = signature::find(&info, body.signature_name.as_deref())?;
     let is_short = body.num_values() <= MAX_INLINE_VALUES;
     let read = move || read(body, &signature).map(|(given, inputs)| (given, inputs, signature));
@@ -118,7 +118,7 @@ pub async fn call(state: &ApiState, address: &Address<'_>, request: Request) -> 
     Ok(response)
 }
 
-impl PredictBody {
+impl TensorsBody {
     /// About how many values there are.
     fn num_values(&self) -> usize {
         [&self.instances, &self.inputs].into_iter().flatten().map(num_values).sum()
@@ -137,7 +137,7 @@ fn num_values(value: &Value) -> usize {
 /// The tensors of a body, and what the engine is asked with them.
 ///
 /// Errors: `Malformed` for a body with both forms or none, and those of the form and of [`inputs`].
-fn read(body: PredictBody, signature: &Signature) -> Result<(Given, Vec<Input>)> {
+fn read(body: TensorsBody, signature: &Signature) -> Result<(Given, Vec<Input>)> {
     let malformed = |reason: &str| Error::Malformed { field: "body".to_string(), reason: reason.to_string() };
     let mut given = match (body.instances, body.inputs) {
         (Some(instances), None) => tensor::read_rows(instances, signature)?,

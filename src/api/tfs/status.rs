@@ -9,7 +9,7 @@ use crate::serve::Health;
 
 /// TensorFlow Serving's `GetModelStatusResponse`.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ModelStatus {
+pub struct ModelVersions {
     /// One a version; one version of each model is served.
     model_version_status: Vec<VersionStatus>,
 }
@@ -35,7 +35,7 @@ pub struct VersionError {
     error_message: &'static str,
 }
 
-impl ModelStatus {
+impl ModelVersions {
     /// The state of a model that is served.
     pub fn of(state: &ApiState, info: &ModelInfo) -> Self {
         let health = state.engine.models_health().into_iter().find(|model| model.model == info.name);
@@ -57,7 +57,7 @@ impl ModelStatus {
         ("id" = String, Path, description = "A name from `/v1/models`", example = "all-MiniLM-L6-v2"),
         ("version" = String, Path, description = "The version that is served", example = "1"),
     ),
-    responses((status = 200, body = ModelStatus, description = "Its state"), super::super::docs::Refusals),
+    responses((status = 200, body = ModelVersions, description = "Its state"), super::super::docs::Refusals),
 )]
 #[allow(dead_code)] // a page of the document: the route is `super::read`
 pub async fn version() {}
@@ -69,7 +69,7 @@ pub async fn version() {}
         ("id" = String, Path, description = "A name from `/v1/models`", example = "all-MiniLM-L6-v2"),
         ("label" = String, Path, description = "`stable`", example = "stable"),
     ),
-    responses((status = 200, body = ModelStatus, description = "Its state"), super::super::docs::Refusals),
+    responses((status = 200, body = ModelVersions, description = "Its state"), super::super::docs::Refusals),
 )]
 #[allow(dead_code)] // a page of the document: the route is `super::read`
 pub async fn label() {}
