@@ -154,7 +154,7 @@ async fn a_timeout_shortens_the_deadline() {
     let server = plain().await;
     server.controls.hold();
     let asks = |timeout: u64| json!({"inputs": [text(&["w1"])], "parameters": {"timeout": timeout}});
-    refused(&server.post(INFER, asks(20_000)).await, 504, "20ms");
+    refused(&server.post(INFER, asks(20_000)).await, 504, "within the deadline");
     server.controls.release();
     // None, and one above the server's own.
     for timeout in [0, u64::MAX] {
@@ -379,4 +379,6 @@ async fn requests_at_once_share_batches() {
         let (_, floats) = split(&asked.await.unwrap());
         assert_eq!(floats[..3], [i as f32, 1.0, i as f32]);
     }
+    let last = server.controls.batch_sizes.lock().last().copied();
+    assert!(last > Some(1), "what waited was computed together: {last:?}");
 }
