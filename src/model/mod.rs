@@ -134,7 +134,7 @@ pub struct ModelInfo {
     pub fingerprint: String,
     /// "embed" for now; the manifest's `task`.
     pub task: String,
-    /// "bert", "xlm-roberta", ...: the manifest's or `config.json`'s `model_type`.
+    /// "bert", "xlm-roberta", ...: the manifest's or `config.json`'s `model_type`; "jina_bert" for a `bert` with ALiBi.
     pub architecture: String,
     /// "f32", "f16", "bf16": what is computed in, not what the file holds.
     pub dtype: String,
