@@ -394,8 +394,9 @@ def make_gated():
 
     decoder = {**common, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
                "intermediate_size": 40, "bos_token_id": None, "eos_token_id": None, "head_dim": 16}
-    make_plain("qwen3", 13, transformers.Qwen3Model(transformers.Qwen3Config(**decoder)), words, cls, sep,
-               dtype=torch.bfloat16)
+    make_plain("qwen3", 13, transformers.Qwen3Model(transformers.Qwen3Config(
+        **decoder, use_sliding_window=True, sliding_window=20, max_window_layers=1)), words, cls, sep,
+        dtype=torch.bfloat16)
 
     make_plain("gte", 14, transformers.GteModel(transformers.GteConfig(
         **common, hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, type_vocab_size=0)),

@@ -5,6 +5,7 @@ mod models {
     pub mod broken;
     pub mod common;
     pub mod encode;
+    pub mod gated;
     pub mod heads;
     pub mod reference;
     pub mod variants;

@@ -145,7 +145,7 @@ pub struct ModelInfo {
     pub labels: Vec<String>,
     /// Whether a text may have several labels: each score stands for itself, where otherwise they share 1.
     pub is_multi_label: bool,
-    /// "bert", "xlm-roberta", ...: the manifest's or `config.json`'s `model_type`.
+    /// "bert", "xlm-roberta", ...: the manifest's or `config.json`'s `model_type`; "jina_bert" for a `bert` with ALiBi.
     pub architecture: String,
     /// "f32", "f16", "bf16": what is computed in, not what the file holds.
     pub dtype: String,

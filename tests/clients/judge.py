@@ -263,6 +263,8 @@ class HuggingFace:
 
 
 class Triton:
+    client = "tritonclient"
+
     def __init__(self, url):
         self.client = triton.InferenceServerClient(url.removeprefix("http://"), network_timeout=60)
         self.model = REFERENCE["model"]
@@ -370,6 +372,8 @@ def quantised(rows, form):
 
 
 class Cohere:
+    client = "cohere"
+
     FORMS = ("float", "int8", "uint8", "binary", "ubinary", "base64")
 
     def __init__(self, url):

@@ -117,7 +117,7 @@ fn nomic_bert(keys: &Keys) -> Result<EncoderConfig> {
     for key in ["prenorm", "parallel_block", "use_rms_norm", "causal", "rotary_emb_interleaved"] {
         keys.only(key, &[json!(false)])?;
     }
-    for key in ["scale_attn_by_inverse_layer_idx", "multi_query", "layer_norm_training"] {
+    for key in ["scale_attn_by_inverse_layer_idx", "multi_query", "parallel_block_tied_norm"] {
         keys.only(key, &[json!(false)])?;
     }
     keys.only("scale_attn_weights", &[json!(true)])?;

@@ -87,7 +87,8 @@ impl<'a> Keys<'a> {
     }
 
     /// Rotary positions: `rope_parameters` as transformers writes them since its release 5, of one kind of layer where
-    /// they differ, else `theta_keys` and `rope_scaling`. `has_ntk`: whether the family has GTE's NTK.
+    /// they differ, or `theta_keys`; `rope_scaling` goes before the first as it does for transformers. `has_ntk`:
+    /// whether the family has GTE's NTK.
     pub fn rope(
         &self,
         layer_type: Option<&str>,
@@ -96,7 +97,8 @@ impl<'a> Keys<'a> {
         has_ntk: bool,
     ) -> Result<Rope> {
         let all = self.value.get("rope_parameters").filter(|v| !v.is_null());
-        let parameters = all.and_then(|all| layer_type.and_then(|kind| all.get(kind)).or(Some(all)));
+        let parameters =
+            all.and_then(|all| layer_type.and_then(|kind| all.get(kind)).filter(|v| !v.is_null()).or(Some(all)));
         let scaling = self.value.get("rope_scaling").filter(|v| !v.is_null());
         for (name, value) in [("rope_parameters", parameters), ("rope_scaling", scaling)] {
             if let Some(value) = value.filter(|value| !value.is_object()) {
@@ -104,7 +106,7 @@ impl<'a> Keys<'a> {
             }
         }
         let find =
-            |key: &str| [parameters, scaling].into_iter().flatten().find_map(|v| v.get(key)).filter(|v| !v.is_null());
+            |key: &str| [scaling, parameters].into_iter().flatten().find_map(|v| v.get(key)).filter(|v| !v.is_null());
         let number = |key: &str| -> Result<Option<f64>> {
             let Some(value) = find(key) else { return Ok(None) };
             let wrong =
