@@ -71,7 +71,7 @@ pub const KEYS: &[Key] = &[
         alias: None,
         effect: Effect::Restart,
         field: |s| &mut s.api.compress_above,
-        doc: "Answers of JSON that are longer than this are compressed where the client's accept-encoding takes it: zstd, br, gzip or deflate. A size above all answers turns it off. Requests may always be compressed.",
+        doc: "Answers of JSON that are longer than this are compressed where the client's accept-encoding takes it: zstd, gzip, deflate or br. A size above all answers turns it off. Requests may always be compressed.",
     },
     Key {
         section: "api",

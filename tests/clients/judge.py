@@ -407,7 +407,7 @@ class Cohere:
         answer = self.embed(TEXTS, embedding_types=["float", "int8"])
         rows, int8 = (numpy.asarray(form, numpy.float64) for form in (answer.embeddings.float_, answer.embeddings.int8))
         difference = numpy.abs(int8 @ int8.T / 127**2 - rows @ rows.T)
-        assert difference.max() < 0.02, difference.max()
+        assert difference.max() < 0.03, difference.max()
 
     def test_output_dimension_and_truncate(self):
         rows = self.embed(TEXTS[:2], output_dimension=64).embeddings.float_

@@ -289,7 +289,7 @@ mod tests {
 
     #[test]
     fn enough_is_reserved_for_every_form() {
-        let row: Vec<f32> = (0..100).map(|i| (i as f32 - 50.3) * -1.234_567_8e-30).collect();
+        let row: Vec<f32> = (0..100).map(|i| (i as f32 - 50.3) * -0.012_345_678).collect();
         use Dtype::{Binary, Float16, Float32, Int8, Ubinary, Uint8};
         for dtype in [Float32, Float16, Int8, Uint8, Binary, Ubinary] {
             for encoding in [EncodingFormat::Float, EncodingFormat::Base64] {

@@ -11,7 +11,8 @@
 //!
 //! The scale of int8 is fixed, so that a row's result does not depend on its batch, nor on a sample of other rows as where
 //! ranges are calibrated: no value of a row of length 1 is cut, and a·b / 127² is the cosine of two rows, to about 0.003
-//! whatever their dimensions (each value is off by at most half a step, on average by 0.29 / 127 of the row's length).
+//! whatever their dimensions (a value is off by half a step at most, by 0.29 steps in the root mean square, a step being
+//! 1/127 of the row's length). The price is precision: calibrated ranges use all 256 steps for the values that there are.
 //!
 //! Source of the bits: `quantize_embeddings` of sentence-transformers (`util/quantization.py`), which packs with numpy.packbits.
 
