@@ -245,7 +245,7 @@ pub async fn ranked(
 /// The engine counts pairs as inputs; clients of these routes wrote texts.
 fn rename_to(error: Error, name: &str) -> Error {
     let ours = |field: String| match field.strip_prefix("input") {
-        Some(rest) if rest.is_empty() => format!("{name}[0]"),
+        Some("") => format!("{name}[0]"),
         Some(rest) if rest.starts_with('[') => format!("{name}{rest}"),
         _ => field,
     };
