@@ -104,7 +104,8 @@ mod tests {
             let gate = plain(&x, 1, 20, 70, Activation::Silu);
             let gated = (gate * plain(&x, 3, 20, 70, Activation::None)).unwrap();
             let expected = plain(&gated, 5, 70, 20, Activation::None);
-            assert_close(&block().forward(&x).unwrap(), &expected, 5e-6, &format!("{m} rows"));
+            // Sums of 70 products that reach 30 carry errors of 1e-5.
+            assert_close(&block().forward(&x).unwrap(), &expected, 3e-5, &format!("{m} rows"));
         }
     }
 

@@ -151,7 +151,8 @@ fn turn(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
-/// Inverse frequencies of a head: `base^(-2i / head_dim)`, i < head_dim / 2, computed in f32 as the models' own code does.
+/// Inverse frequencies of a head: `base^(-2i / head_dim)`, i < head_dim / 2, computed in f32 as the models' own code
+/// does.
 ///
 /// Source: Su et al. 2021, section 3.2.2.
 pub fn inverse_frequencies(base: f64, head_dim: usize) -> Vec<f32> {
