@@ -110,9 +110,10 @@ async fn tokens_have_vectors_and_vocabularies_weights() {
     assert!(!first.is_empty() && first.iter().all(|pair| pair["value"].as_f64().unwrap() > 0.0), "{sparse}");
     assert!(first.windows(2).all(|w| w[0]["index"].as_u64() < w[1]["index"].as_u64()), "{sparse}");
     assert_eq!(ok(&server.post("/", json!({"inputs": ["the tide", "a"]})).await), sparse);
-    let server = plain().await;
-    let tokens = server.post("/tokenize", json!({"inputs": "w1 w2"})).await.json();
-    assert_eq!(tokens[0].as_array().unwrap().len(), 2);
+    let vectors = ok(&plain().await.post("/embed_all", json!({"inputs": ["w1 w2", "w3"]})).await);
+    assert_eq!(vectors[0].as_array().unwrap().len(), 2, "one a token");
+    assert_eq!(vectors[0][1], json!([2.0, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0]));
+    assert_eq!(vectors[1].as_array().unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use eremois::model::encode::Encoder;
-use eremois::model::pack::{PackedInput, Pooling};
+use eremois::model::pack::{PackedInput, Pooling, Wanted};
 use eremois::model::{Backend, DeviceTimes, InFlight, LoadedModel, ModelInfo, Placed, Rows};
 use eremois::{Error, Result};
 use parking_lot::{Condvar, Mutex};
@@ -113,7 +113,11 @@ impl Backend for FakeBackend {
         let mut rows = Rows::with_capacity(batch.num_seqs(), 0);
         for (bounds, spec) in batch.cu_seqlens.windows(2).zip(&batch.rows) {
             let ids = &batch.input_ids[bounds[0] as usize..bounds[1] as usize];
-            rows.values.extend(row_of(ids, spec.dimensions));
+            match spec {
+                Wanted::Vector(row) => rows.values.extend(row_of(ids, row.dimensions)),
+                Wanted::TokenVectors => ids.iter().for_each(|id| rows.values.extend(row_of(&[*id], HIDDEN_SIZE))),
+                other => panic!("the fake model embeds, it has no {other:?}"),
+            }
             rows.offsets.push(rows.values.len());
         }
         rows.device_times = *self.0.device_times.lock();

@@ -133,8 +133,8 @@ fn a_batch_that_breaks_its_rules_is_refused() {
     type Change = fn(&mut PackedInput);
     let cases: [(&str, Change); 6] = [
         ("input_ids", |b| b.input_ids[0] = 60_000),
-        ("rows.dimensions", |b| b.rows[0].dimensions = 65),
-        ("rows.dimensions", |b| b.rows[0].dimensions = 0),
+        ("rows.dimensions", |b| b.rows[0] = RowSpec { normalize: true, dimensions: 65 }.into()),
+        ("rows.dimensions", |b| b.rows[0] = RowSpec { normalize: true, dimensions: 0 }.into()),
         ("cu_seqlens", |b| b.cu_seqlens = vec![0, 0, 3]),
         ("cu_seqlens", |b| b.push(&vec![5; 513], &[], ROW)),
         ("token_type_ids", |b| b.token_type_ids.clear()),
