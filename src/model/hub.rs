@@ -141,6 +141,7 @@ pub fn pull(hub: &Hub, models: &Repository, request: &PullRequest, progress: &dy
     }
     let spec = ModelSpec {
         weights: chosen.weights.iter().map(|f| staging.join(f)).collect(),
+        task: install::task_of(&staging)?,
         ..ModelSpec::bare(&name, &staging)
     };
     prove(&spec)?;

@@ -55,7 +55,7 @@ pub fn import(models: &Repository, source: &Path, name: Option<&str>) -> Result<
     let _lock = lock(&staging)?;
     let result = copy(&folder, &staging, &chosen).and_then(|()| {
         let weights = chosen.weights.iter().map(|f| staging.join(f)).collect();
-        prove(&ModelSpec { weights, ..ModelSpec::bare(&name, &staging) })?;
+        prove(&ModelSpec { weights, task: task_of(&staging)?, ..ModelSpec::bare(&name, &staging) })?;
         let provenance = Provenance { note: Some("imported from a folder".to_string()), ..Provenance::default() };
         install(models, &name, &staging, Manifest::default(), chosen.weights, provenance)
     });
@@ -220,7 +220,9 @@ fn copy(folder: &Path, staging: &Path, chosen: &Chosen) -> Result<()> {
 }
 
 /// What the model in a folder was made for, as its files say it; embeddings where they say nothing else.
-fn task_of(dir: &Path) -> Result<String> {
+///
+/// Errors: [`Error::ModelFile`] for files that cannot be understood.
+pub(super) fn task_of(dir: &Path) -> Result<String> {
     let sentence = SentenceConfig::read(dir)?;
     let head = HeadConfig::read(&sentence.transformer_dir)?;
     Ok(if sentence.is_sparse { "sparse" } else { head.task().unwrap_or(TASKS[0]) }.to_string())

@@ -2,13 +2,12 @@
 //! classification (huggingface/transformers `src/transformers/pipelines/token_classification.py`).
 
 use serde::Deserialize;
-use utoipa::ToSchema;
 
 use super::scores::{argmax, softmax};
 use crate::output::Token;
 
 /// How tokens become entities.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Aggregation {
     /// Every token for itself.
