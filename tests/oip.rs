@@ -239,7 +239,7 @@ async fn what_pages_send_unasked_is_refused() {
     refused(&send(&[("content-type", "text/plain")]).await, 415, "content-type");
     refused(&send(&[("content-type", "application/x-www-form-urlencoded")]).await, 415, "content-type");
     refused(&send(&[("origin", "http://a.example")]).await, 415, "content-type");
-    refused(&send(&[("content-encoding", "gzip")]).await, 415, "content-encoding");
+    refused(&send(&[("content-encoding", "snappy")]).await, 415, "content-encoding");
 }
 
 #[tokio::test]
@@ -275,7 +275,7 @@ async fn server_and_models_describe_themselves() {
         // Names of the hub have a slash.
         refused(&server.get(&format!("/v2/models/org/name{path}")).await, 404, "no model is named `org/name`");
     }
-    refused(&server.get("/v2/nothing").await, 404, "no route");
+    refused(&server.get("/v2/health/nothing").await, 404, "no route");
     refused(&server.get("/v2/models/%ff").await, 400, "model");
     refused(&server.get(INFER).await, 405, "GET");
 }
@@ -379,6 +379,6 @@ async fn requests_at_once_share_batches() {
         let (_, floats) = split(&asked.await.unwrap());
         assert_eq!(floats[..3], [i as f32, 1.0, i as f32]);
     }
-    let last = server.controls.batch_sizes.lock().last().copied();
-    assert!(last > Some(1), "what waited was computed together: {last:?}");
+    let largest = server.controls.batch_sizes.lock().iter().copied().max();
+    assert!(largest > Some(1), "what waited was computed together: {largest:?}");
 }

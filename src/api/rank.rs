@@ -17,6 +17,7 @@ use super::status::Fault;
 use super::tei::heads::{Query, answer, ranked, told};
 use crate::Result;
 use crate::inference::CacheUse;
+use crate::inference::outcome::number;
 use crate::request::{EmbedParams, Priority, Request as Embed, Truncation, TruncationDirection};
 
 /// The routes of both protocols.
@@ -67,7 +68,7 @@ pub async fn jina(State(state): State<ApiState>, request: Request) -> Result<Res
 /// How well documents answer a query, the best first.
 #[utoipa::path(
     post, path = "/v2/rerank", tag = "cohere",
-    request_body(content = RankBody, example = json!({"model": "a-reranker", "query": "w1 w2", "documents": ["w1 w2", "w3"]})),
+    request_body(content = RankBody, example = json!({"query": "w1 w2", "documents": ["w1 w2", "w3"]})),
     responses((status = 200, body = Value, description = "`results` with `index` and `relevance_score`, the best first; `meta.billed_units`"), Refusals),
 )]
 pub async fn cohere(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
@@ -101,7 +102,7 @@ pub async fn answered(
     ranks.truncate(top_n.unwrap_or(usize::MAX));
     let with_documents = return_documents.unwrap_or(dialect == Dialect::Jina);
     let result = |(index, score): (usize, f32)| {
-        let mut result = json!({"index": index, "relevance_score": score});
+        let mut result = json!({"index": index, "relevance_score": number(score)});
         if with_documents {
             result["document"] = json!({"text": texts[index]});
         }

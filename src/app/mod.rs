@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::api::internal::Internal;
@@ -237,12 +238,34 @@ fn announce(settings: &Settings, address: SocketAddr, engine: &Engine, took: Dur
     tracing::info!(%address, models = names.join(", "), seconds, "ready");
     // In JSON the log is for machines, and so is everything around it.
     if settings.log.format == LogFormat::Human {
-        let model = names.first().map_or("", String::as_str);
+        let (path, body) = first_request(engine);
         println!("eremois {} serves {} on http://{address} (docs at /docs)", BUILD.version, names.join(", "));
         println!("Try it:");
-        println!("  curl http://{address}/v1/embeddings -H 'content-type: application/json' \\");
-        println!("    -d '{{\"model\": \"{model}\", \"input\": \"The cat sits outside\"}}'");
+        println!("  curl http://{address}{path} -H 'content-type: application/json' \\");
+        println!("    -d '{body}'");
     }
+}
+
+/// A request for what the default model does: its path and its body.
+fn first_request(engine: &Engine) -> (&'static str, String) {
+    let Some(info) = engine.models().into_iter().next() else { return ("/v1/models", String::new()) };
+    let text = "The cat sits outside";
+    let (path, body) = match info.task.as_str() {
+        "classify" => ("/predict", json!({"inputs": text})),
+        "rerank" => ("/rerank", json!({"query": "Where is the cat?", "texts": [text, "It rains"]})),
+        "sparse" => ("/embed_sparse", json!({"inputs": text})),
+        "token_classify" => ("/", json!({"inputs": text, "parameters": {}})),
+        "fill_mask" => {
+            let mask = if !info.architecture.contains("roberta") && info.architecture != "camembert" {
+                "[MASK]"
+            } else {
+                "<mask>"
+            };
+            ("/", json!({"inputs": format!("The cat sits {mask}"), "parameters": {}}))
+        }
+        _ => return ("/v1/embeddings", format!("{{\"model\": \"{}\", \"input\": \"{text}\"}}", info.name)),
+    };
+    (path, body.to_string())
 }
 
 /// Refuses new work, finishes what was accepted, closes the connections.

@@ -205,12 +205,21 @@ mod tests {
         let plain = EmbedParams::default;
         let cut = |direction| EmbedParams { truncation: Truncation::Cut(direction), ..plain() };
         let prompt = |name: &str| EmbedParams { prompt_name: Some(name.into()), ..plain() };
+        let filler = ModelInfo { task: "fill_mask".into(), ..info() };
+        let fill = |top_k, targets| EmbedParams { task: Task::FillMask { top_k, targets }, ..plain() };
         let mut keys = vec![
             key(&info(), plain()),
             key(&ModelInfo { name: "n".into(), ..info() }, plain()),
             key(&ModelInfo { version: "2".into(), ..info() }, plain()),
             key(&ModelInfo { fingerprint: "g".into(), ..info() }, plain()),
-            key(&ModelInfo { task: "rank".into(), ..info() }, plain()),
+            key(&info(), EmbedParams { task: Task::EmbedAll, ..plain() }),
+            key(&filler, EmbedParams { task: Task::Sparse, ..plain() }),
+            key(&ModelInfo { task: "sparse".into(), ..info() }, EmbedParams { task: Task::Sparse, ..plain() }),
+            key(&filler, fill(5, None)),
+            key(&filler, fill(6, None)),
+            key(&filler, fill(5, Some([5].into()))),
+            key(&filler, fill(5, Some([6].into()))),
+            key(&filler, fill(5, Some([5, 6].into()))),
             key(&info(), EmbedParams { normalize: Some(false), ..plain() }),
             key(&info(), EmbedParams { dimensions: Some(4), ..plain() }),
             key(&info(), cut(TruncationDirection::Left)),
@@ -219,6 +228,7 @@ mod tests {
             key(&info(), prompt("doc")),
             Form::of(&info(), &plain()).unwrap().key(&Input::Text("b".into())),
             Form::of(&info(), &plain()).unwrap().key(&Input::TokenIds(vec![97])),
+            Form::of(&info(), &plain()).unwrap().key(&Input::Pair("a".into(), String::new())),
         ];
         let num_keys = keys.len();
         keys.sort_by_key(|key| key.0);
@@ -245,6 +255,7 @@ mod tests {
         }
         let params = EmbedParams { prompt_name: Some("nobody's".into()), ..EmbedParams::default() };
         assert_eq!(Form::of(&info(), &params), None);
+        assert_eq!(Form::of(&info(), &EmbedParams { task: Task::Classify, ..EmbedParams::default() }), None);
     }
 
     fn encoded(inputs: &[Input]) -> Vec<u8> {

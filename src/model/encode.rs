@@ -132,6 +132,8 @@ impl Encoder {
             first.take_overflowing();
             second.take_overflowing();
         }
+        // Post-processors that keep these let the model know which text a token is of.
+        second.set_type_ids(vec![1; second.len()]);
         let encoding = self.tokenizer.post_process(first, Some(second), true).map_err(invalid)?;
         self.finished(&encoding, num_chars, field)
     }

@@ -15,6 +15,7 @@ import gzip
 import json
 import sys
 import time
+import urllib.error
 import urllib.request
 
 import cohere
@@ -513,6 +514,11 @@ class Plain:
                 content["example"]["input_file_id"] = OpenAi(self.url).upload("one", TEXTS[0]).id
             examples = [example["value"] for example in content.get("examples", {}).values()]
             for example in examples + ([content["example"]] if "example" in content else []):
+                if path in ("/embed_sparse", "/predict", "/rerank", "/v1/rerank", "/v2/rerank"):
+                    # Of other tasks than the bundled model's: tasks.py judges them.
+                    error = raises(urllib.error.HTTPError, lambda: self.ask(path, example))
+                    assert error.code == 422, (path, error)
+                    continue
                 self.ask(path, example)
                 num_examples += 1
         assert num_examples >= 12, num_examples

@@ -143,7 +143,6 @@ impl Parameters {
     request_body(content = InferenceBody, examples(
         ("one text" = (value = json!({"model": "all-MiniLM-L6-v2", "input": "The quick brown fox"}))),
         ("for a user, with metadata" = (value = json!({"model": "all-MiniLM-L6-v2", "input": ["w1 w2", "w3"], "user": "u-17", "metadata": {"order": "4711"}}))),
-        ("how well texts answer a question" = (value = json!({"model": "a-reranker", "task": "classify", "input": [["w1 w2", "w3"], ["w1 w2", "w4"]]}))),
         ("later" = (value = json!({"model": "all-MiniLM-L6-v2", "input": "w1", "mode": "async"}))),
         ("not kept" = (value = json!({"model": "all-MiniLM-L6-v2", "input": "w1", "store": false, "parameters": {"dimensions": 8}}))),
     )),

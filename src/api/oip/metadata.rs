@@ -36,7 +36,6 @@ pub struct ModelMetadata {
     /// The only one served.
     #[schema(example = json!(["1"]))]
     versions: [String; 1],
-    #[schema(example = "eremois_bert")]
     platform: String,
     inputs: Vec<TensorMetadata>,
     outputs: Vec<TensorMetadata>,

@@ -37,6 +37,7 @@ impl Envelope {
         }
     }
 
+    /// The status that this protocol's clients know for such a fault.
     pub fn status(self, class: Class) -> StatusCode {
         match self {
             Self::Application | Self::OpenAi | Self::Cohere | Self::Oip => class.status,

@@ -14,6 +14,7 @@ use crate::api::inputs::check_count;
 use crate::api::status::Fault;
 use crate::inference::Computed;
 use crate::inference::outcome::entities::{Aggregation, entities};
+use crate::inference::outcome::number;
 use crate::inference::outcome::scores::{self, Form};
 use crate::model::{DEFAULT_TOP_K, ModelInfo};
 use crate::request::{EmbedParams, Input, Request as Embed, Task};
@@ -120,7 +121,7 @@ async fn classify(state: &ApiState, call: Call<Asked>, parameters: ClassifyParam
     let computed = computed(state, &call, texts.into_iter().map(Input::Text).collect(), Task::Classify).await?;
     let list = |row: &[f32]| -> Value {
         let ranked = scores::ranked(&computed.info, row, form).into_iter().take(parameters.top_k.unwrap_or(usize::MAX));
-        ranked.map(|(label, score)| json!({"label": label, "score": score})).collect()
+        ranked.map(|(label, score)| json!({"label": label, "score": number(score)})).collect()
     };
     let lists: Vec<Value> = computed.rows.iter().map(|row| list(row)).collect();
     told(answer(&lists)?, &computed)
@@ -164,7 +165,8 @@ async fn zero_shot(
     };
     let mut ranked: Vec<(&String, f32)> = candidates.iter().zip(scores).collect();
     ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
-    let list: Vec<Value> = ranked.iter().map(|(label, score)| json!({"label": label, "score": score})).collect();
+    let list: Vec<Value> =
+        ranked.iter().map(|(label, score)| json!({"label": label, "score": number(*score)})).collect();
     told(answer(&list)?, &computed)
 }
 
@@ -191,7 +193,7 @@ async fn token_classify(state: &ApiState, call: Call<Asked>, parameters: EntityP
                 .map(|entity| {
                     let word: String = chars[entity.start..entity.end].iter().collect();
                     let mut object =
-                        json!({"score": entity.score, "word": word, "start": entity.start, "end": entity.end});
+                        json!({"score": number(entity.score), "word": word, "start": entity.start, "end": entity.end});
                     match aggregation {
                         Aggregation::None => {
                             object["entity"] = json!(entity.label);
@@ -244,7 +246,7 @@ async fn fill_mask(state: &ApiState, call: Call<Asked>, parameters: MaskParamete
             // The other masks of a text stay in it, as its reader needs them.
             let sequences = state.engine.decode(model, sequences, num_masks == 1).await?;
             let list = pairs.chunks_exact(2).zip(words).zip(sequences).map(|((pair, word), sequence)| {
-                json!({"score": pair[1], "token": pair[0] as u32, "token_str": word, "sequence": sequence})
+                json!({"score": number(pair[1]), "token": pair[0] as u32, "token_str": word, "sequence": sequence})
             });
             lists.push(list.collect::<Vec<Value>>());
         }

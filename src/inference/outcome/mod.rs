@@ -25,25 +25,33 @@ pub fn value(computed: &Computed) -> Option<Value> {
     let info = &computed.info;
     let element = |row: &Row| match &computed.task {
         Task::Embed => Value::Null,
-        Task::EmbedAll => row.chunks_exact(info.hidden_size).map(|token| json!(token)).collect(),
-        Task::Sparse => pairs(row).map(|(index, value)| json!({"index": index, "value": value})).collect(),
+        Task::EmbedAll => row
+            .chunks_exact(info.hidden_size)
+            .map(|token| token.iter().copied().map(number).collect::<Value>())
+            .collect(),
+        Task::Sparse => pairs(row).map(|(index, value)| json!({"index": index, "value": number(value)})).collect(),
         Task::Classify => {
             let labels = scores::ranked(info, row, scores::Form::Usual);
-            labels.iter().map(|(label, score)| json!({"label": label, "score": score})).collect()
+            labels.iter().map(|(label, score)| json!({"label": label, "score": number(*score)})).collect()
         }
         Task::TokenClassify => {
             let best = row.chunks_exact(info.labels.len()).map(|token| scores::best(info, token)).enumerate();
-            best.map(|(i, (label, score))| json!({"token": i, "label": label, "score": score})).collect()
+            best.map(|(i, (label, score))| json!({"token": i, "label": label, "score": number(score)})).collect()
         }
         Task::FillMask { .. } => {
             let num_masks = computed.num_masks(row);
             let list = |mask: &[f32]| -> Value {
-                mask.chunks_exact(2).map(|pair| json!({"token": pair[0] as u32, "score": pair[1]})).collect()
+                mask.chunks_exact(2).map(|pair| json!({"token": pair[0] as u32, "score": number(pair[1])})).collect()
             };
             row.chunks_exact(row.len() / num_masks.max(1)).map(list).collect()
         }
     };
     (computed.task != Task::Embed).then(|| json!({"results": computed.rows.iter().map(element).collect::<Vec<_>>()}))
+}
+
+/// A value with the digits of its f32: as an f64 it would have nine more that say nothing.
+pub fn number(value: f32) -> Value {
+    value.to_string().parse::<f64>().map_or(Value::Null, Value::from)
 }
 
 /// The pairs of a sparse row, without the one that stands for none.

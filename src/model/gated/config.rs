@@ -71,6 +71,7 @@ pub struct LayerConfig {
     pub rope: Option<Rope>,
 }
 
+/// How layers are normalised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormKind {
     Layer {
