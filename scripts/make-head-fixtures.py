@@ -121,7 +121,9 @@ def main():
 
 def run(model, tokenizer, text):
     pair = isinstance(text, list)
-    batch = tokenizer(*text, return_tensors="pt") if pair else tokenizer(text, return_tensors="pt")
+    # The plain tokenizer class leaves the types of tokens out unless it is asked for them.
+    asked = dict(return_tensors="pt", return_token_type_ids=True)
+    batch = tokenizer(*text, **asked) if pair else tokenizer(text, **asked)
     if isinstance(model, (transformers.DistilBertForSequenceClassification, transformers.DistilBertForMaskedLM)):
         batch.pop("token_type_ids", None)
     with torch.no_grad():
