@@ -9,8 +9,6 @@ The server must serve all-MiniLM-L6-v2 (bundled). Needs requirements.txt; exits 
 """
 
 import argparse
-import base64
-import contextlib
 import gzip
 import json
 import sys
@@ -522,62 +520,6 @@ class Plain:
                 self.ask(path, example)
                 num_examples += 1
         assert num_examples >= 12, num_examples
-
-
-def judge(url):
-    failures = []
-    for judge_class in (OpenAi, HuggingFace, Cohere, Plain):
-        client = judge_class(url)
-        for name in [name for name in dir(client) if name.startswith("test_")]:
-            label = f"{judge_class.__name__}: {name.removeprefix('test_').replace('_', ' ')}"
-            try:
-                getattr(client, name)()
-                print(f"ok    {label}")
-            except Exception:
-                failures.append(label)
-                print(f"FAIL  {label}\n{traceback.format_exc()}")
-    print(f"{len(failures)} failed" if failures else "all judged right")
-    return 1 if failures else 0
-
-
-def wait_until_ready(url, process, seconds):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            raise SystemExit(f"the server ended with {process.returncode} before it was ready")
-        try:
-            with urllib.request.urlopen(f"{url}/health/ready", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.05)
-    raise SystemExit(f"the server was not ready within {seconds} s")
-
-
-@contextlib.contextmanager
-def started(binary, data, settings=None, port=0):
-    """The address of a server of its own; it must end with 0 when asked to."""
-    if port == 0:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    environment = dict(os.environ, EREMOIS_API__LISTEN=f"127.0.0.1:{port}", EREMOIS_DATABASE__PATH=data, **(settings or {}))
-    environment.setdefault("EREMOIS_LOG__FILTER", "warn")
-    process = subprocess.Popen([binary, "serve"], env=environment)
-    try:
-        wait_until_ready(url, process, 120)
-        yield url
-        process.send_signal(signal.SIGTERM)
-        code = process.wait(30)
-        assert code == 0, f"SIGTERM: exit {code}"
-    finally:
-        if process.poll() is None:
-            process.kill()
-
-
-def judge_binary(binary, port):
-    with tempfile.TemporaryDirectory() as data, started(binary, data, port=port) as url:
-        return judge(url)
 
 
 def main():
