@@ -61,7 +61,7 @@ pub struct Predictions {
 #[allow(dead_code)] // a page of the document: the route is `super::call`
 pub async fn predict() {}
 
-/// Of models that classify; none does so far. The body has `examples`, a list of objects of features, and may have `context`
+/// Refused: classifiers answer `/predict`. The body has `examples`, a list of objects of features, and may have `context`
 /// and `signature_name`.
 #[utoipa::path(
     post, path = "/v1/models/{id}:classify", tag = "TensorFlow Serving",
@@ -72,7 +72,7 @@ pub async fn predict() {}
 #[allow(dead_code)] // a page of the document: the route is `super::call`
 pub async fn classify() {}
 
-/// Of models that give a number; none does so far. The body is that of `:classify`.
+/// Refused: no model gives a number by this route. The body is that of `:classify`.
 #[utoipa::path(
     post, path = "/v1/models/{id}:regress", tag = "TensorFlow Serving",
     params(("id" = String, Path, description = "A name from `/v1/models`", example = "all-MiniLM-L6-v2")),
