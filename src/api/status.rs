@@ -1,5 +1,6 @@
 //! From what went wrong to what a client sees: the one table, and the two layers that apply it.
 
+mod grpc;
 mod samples;
 
 use std::panic::AssertUnwindSafe;
@@ -14,6 +15,7 @@ use futures::FutureExt;
 use super::{ApiState, app, oip, openai, tei};
 use crate::Error;
 use crate::store::record::Failure;
+pub use grpc::grpc_status;
 
 /// The type of bodies.
 pub const JSON: &str = "application/json";
