@@ -18,6 +18,11 @@ const INFER: &str = "/v2/models/fake/infer";
 const W12: [f32; 8] = [3.0, 2.0, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0];
 const W3: [f32; 8] = [3.0, 1.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0];
 
+/// Both, one after the other.
+fn both() -> Vec<f32> {
+    [W12, W3].concat()
+}
+
 #[track_caller]
 fn ok(answer: &Answer) -> Value {
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
@@ -73,7 +78,7 @@ async fn texts_go_in_and_embeddings_come_out() {
     for (path, (shape, data)) in [INFER, "/v2/models/fake/versions/1/infer"].iter().zip(shapes) {
         let input = json!({"name": "text", "shape": shape, "datatype": "BYTES", "data": data});
         let answer = server.post(path, json!({"id": "a-1", "inputs": [input], "more": {"is": "ignored"}})).await;
-        let outputs = json!([{"name": "embedding", "datatype": "FP32", "shape": [2, 8], "data": [W12, W3].concat()}]);
+        let outputs = json!([{"name": "embedding", "datatype": "FP32", "shape": [2, 8], "data": both()}]);
         assert_eq!(ok(&answer), json!({"model_name": "fake", "model_version": "1", "id": "a-1", "outputs": outputs}));
         assert_eq!(answer.header("x-compute-tokens"), "3");
     }
@@ -86,7 +91,7 @@ async fn token_ids_go_in_without_their_padding() {
     let ids = json!({"name": "input_ids", "shape": [2, 2], "datatype": "INT64", "data": [[1, 2], [3, 0]]});
     let mask = json!({"name": "attention_mask", "shape": [2, 2], "datatype": "INT32", "data": [1, 1, 1, 0]});
     let types = json!({"name": "token_type_ids", "shape": [2, 2], "datatype": "INT64", "data": [0, 0, 0, 0]});
-    assert_eq!(infer(json!([mask, ids, types])).await["data"], json!([W12, W3].concat()));
+    assert_eq!(infer(json!([mask, ids, types])).await["data"], json!(both()));
     // Without a mask what is written is what is meant.
     let unmasked = infer(json!([ids])).await;
     assert_eq!(unmasked["data"][9], 2.0, "two tokens: {unmasked}");
@@ -95,7 +100,7 @@ async fn token_ids_go_in_without_their_padding() {
     let ones: Vec<u8> = [1i64, 1, 1, 0].iter().flat_map(|id| id.to_le_bytes()).collect();
     let inputs = [binary("input_ids", "INT32", &[2, 2], &bytes), binary("attention_mask", "INT64", &[2, 2], &ones)];
     let answer = post_binary(&server, json!({"inputs": inputs}), &[bytes, ones].concat()).await;
-    assert_eq!(ok(&answer)["outputs"][0]["data"], json!([W12, W3].concat()));
+    assert_eq!(ok(&answer)["outputs"][0]["data"], json!(both()));
 }
 
 #[tokio::test]
@@ -104,7 +109,7 @@ async fn binary_tensors_go_both_ways() {
     let bytes = packed_texts(&["w1 w2", "w3"]);
     let inputs = json!([binary("text", "BYTES", &[2], &bytes)]);
     let output = |is_binary: bool| json!([{"name": "embedding", "parameters": {"binary_data": is_binary}}]);
-    let values = [W12, W3].concat();
+    let values = both();
     for asks in [
         json!({"inputs": inputs, "outputs": output(true)}),
         json!({"inputs": inputs, "parameters": {"binary_data_output": true}}),
@@ -149,7 +154,7 @@ async fn a_timeout_shortens_the_deadline() {
     let server = plain().await;
     server.controls.hold();
     let asks = |timeout: u64| json!({"inputs": [text(&["w1"])], "parameters": {"timeout": timeout}});
-    refused(&server.post(INFER, asks(20_000)).await, 504, "20ms");
+    refused(&server.post(INFER, asks(20_000)).await, 504, "within the deadline");
     server.controls.release();
     // None, and one above the server's own.
     for timeout in [0, u64::MAX] {
@@ -374,4 +379,6 @@ async fn requests_at_once_share_batches() {
         let (_, floats) = split(&asked.await.unwrap());
         assert_eq!(floats[..3], [i as f32, 1.0, i as f32]);
     }
+    let last = server.controls.batch_sizes.lock().last().copied();
+    assert!(last > Some(1), "what waited was computed together: {last:?}");
 }

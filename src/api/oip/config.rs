@@ -58,9 +58,10 @@ pub async fn config(State(state): State<ApiState>, path: Asked) -> Result<axum::
     ),
     responses((status = 200, body = serde_json::Value, description = "The configuration"), Refusals),
 )]
-// Its description alone: the handler is the one without a version.
 #[allow(dead_code)]
-pub fn config_of_version() {}
+pub fn config_of_version() {
+    // Its description alone: the handler is the one without a version.
+}
 
 fn input(spec: &TensorSpec) -> Value {
     let mut input = output(spec);

@@ -93,9 +93,10 @@ pub async fn compute(state: &ApiState, path: &ModelPath, call: Call<Asking>) -> 
     request_body(content = InferBody, example = json!({"inputs": [{"name": "text", "shape": [2, 1], "datatype": "BYTES", "data": ["w1 w2", "w3"]}]})),
     responses((status = 200, body = InferAnswer, description = "As of the model"), Refusals),
 )]
-// Its description alone: the handler is the one without a version.
 #[allow(dead_code)]
-pub fn infer_version() {}
+pub fn infer_version() {
+    // Its description alone: the handler is the one without a version.
+}
 
 /// JSON with or without tensors behind it. `tritonclient` names no type at all.
 ///

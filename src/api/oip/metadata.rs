@@ -109,9 +109,10 @@ pub async fn model(State(state): State<ApiState>, path: Asked) -> Result<axum::J
     ),
     responses((status = 200, body = ModelMetadata, description = "The model"), Refusals),
 )]
-// Its description alone: the handler is the one without a version.
 #[allow(dead_code)]
-pub fn model_version() {}
+pub fn model_version() {
+    // Its description alone: the handler is the one without a version.
+}
 
 /// A model takes requests.
 #[utoipa::path(
@@ -143,6 +144,7 @@ pub fn check_ready(state: &ApiState, info: &ModelInfo) -> Result<()> {
     ),
     responses((status = 200, description = "Ready", body = serde_json::Value, example = json!({"name": "all-MiniLM-L6-v2", "ready": true})), Refusals),
 )]
-// Its description alone: the handler is the one without a version.
 #[allow(dead_code)]
-pub fn model_version_ready() {}
+pub fn model_version_ready() {
+    // Its description alone: the handler is the one without a version.
+}
