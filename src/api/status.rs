@@ -1,21 +1,22 @@
 //! From what went wrong to what a client sees: the one table, and the two layers that apply it.
 
 mod grpc;
+mod panics;
 mod samples;
 
-use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use futures::FutureExt;
 
 use super::{ApiState, app, oip, openai, tei};
 use crate::Error;
 use crate::store::record::Failure;
 pub use grpc::grpc_status;
+
+pub use panics::catch_panic;
 
 /// The type of bodies.
 pub const JSON: &str = "application/json";
@@ -373,22 +374,6 @@ pub async fn render(State(state): State<ApiState>, request: Request, next: Next)
         parts.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
     Response::from_parts(parts, body.into())
-}
-
-/// Layer: a bug in one request must not end the server, nor the connection's other requests.
-pub async fn catch_panic(request: Request, next: Next) -> Response {
-    // Nothing survives an unwound handler but what is shared behind locks that poison or atomics.
-    match AssertUnwindSafe(next.run(request)).catch_unwind().await {
-        Ok(response) => response,
-        Err(panic) => {
-            let cause = panic
-                .downcast_ref::<&str>()
-                .map(|s| s.to_string())
-                .or_else(|| panic.downcast_ref::<String>().cloned())
-                .unwrap_or_else(|| "a panic without a message".to_string());
-            Fault::Panic { cause }.into_response()
-        }
-    }
 }
 
 /// Characters of a path or a header's value that are worth repeating.

@@ -51,14 +51,15 @@ struct Nest {
 
 impl Nest {
     fn leaf<E: serde::de::Error>(&mut self, depth: usize) -> Result<(), E> {
-        match self.leaf_depth {
-            _ if depth == 0 => Err(E::custom("expected a list")),
-            Some(leaf_depth) if leaf_depth != depth => Err(E::custom("elements at different depths")),
-            _ => {
-                self.leaf_depth = Some(depth);
-                Ok(())
-            }
+        if depth == 0 {
+            return Err(E::custom("expected a list"));
         }
+        // Beside a list, which may be empty, there is no element.
+        if self.dims.len() != depth {
+            return Err(E::custom("elements at different depths"));
+        }
+        self.leaf_depth = Some(depth);
+        Ok(())
     }
 
     fn text<E: serde::de::Error>(&mut self, depth: usize, text: String) -> Result<(), E> {
