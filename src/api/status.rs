@@ -14,8 +14,8 @@ use axum::response::{IntoResponse, Response};
 use super::{ApiState, app, oip, openai, tei};
 use crate::Error;
 use crate::store::record::Failure;
-pub use grpc::grpc_status;
 
+pub use grpc::grpc_status;
 pub use panics::catch_panic;
 
 /// The type of bodies.
