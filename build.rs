@@ -1,4 +1,5 @@
-//! Tells the crate which commit it is built from, `BUILD_COMMIT`, and with the feature `cuda` compiles the kernels.
+//! Tells the crate which commit it is built from, `BUILD_COMMIT`, makes the gRPC service's code of its `.proto`, and with
+//! the feature `cuda` compiles the kernels.
 //!
 //! `cargo run` hands the variable on to the program, which refuses `EREMOIS_` variables it does not know: it has
 //! another beginning.
@@ -17,12 +18,34 @@ fn main() {
     let release = env::var("PROFILE").is_ok_and(|profile| profile == "release");
     let commit = if release { commit().unwrap_or_else(|| "unknown".to_string()) } else { "debug".to_string() };
     println!("cargo:rustc-env=BUILD_COMMIT={commit}");
+    if let Err(fault) = compile_proto() {
+        eprintln!("error: {PROTO}: {fault}");
+        exit(1);
+    }
     if env::var_os("CARGO_FEATURE_CUDA").is_some()
         && let Err(fault) = compile_kernels()
     {
         eprintln!("error: {fault}");
         exit(1);
     }
+}
+
+/// The gRPC service of the Open Inference Protocol.
+const PROTO: &str = "src/api/oip/grpc/inference.proto";
+
+/// Writes the service's code and its descriptor, for reflection, to `OUT_DIR`.
+fn compile_proto() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed={PROTO}");
+    let folder = Path::new(PROTO).parent().ok_or("a file without a folder")?;
+    let mut compiler = protox::Compiler::new([folder])?;
+    compiler.include_imports(true).include_source_info(true).open_file(PROTO)?;
+    let out_dir = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
+    std::fs::write(out_dir.join("inference.bin"), compiler.encode_file_descriptor_set())?;
+    // Tensors stay where they were received.
+    let raw = ["ModelInferRequest.raw_input_contents", "ModelInferResponse.raw_output_contents"];
+    let configured = raw.iter().fold(tonic_prost_build::configure(), |c, field| c.bytes(format!(".inference.{field}")));
+    configured.compile_fds(compiler.file_descriptor_set())?;
+    Ok(())
 }
 
 /// Compiles each `kernels/<op>.cu` to `OUT_DIR/<op>.fatbin`, one after another; nvcc takes the architectures of one

@@ -115,12 +115,15 @@ fn callers_at_the_same_time_share_syncs() {
     let (journal, _) = open_sim(&disk, ROOMY);
     append(&journal, vec![Entry::delete(InferenceId::new())]).unwrap();
     let before = disk.num_ops();
+    // The first sync lasts as long as the others take to come, however slow this machine is.
+    let slow = disk.hold_syncs();
     let receipts: Vec<_> =
         (0..500).map(|_| journal.append(vec![Entry::delete(InferenceId::new())], None).unwrap()).collect();
+    drop(slow);
     receipts.into_iter().for_each(|receipt| block_on(receipt).unwrap());
     let num_ops = disk.num_ops() - before;
     // A write and a sync for each would be a thousand.
-    assert!(num_ops < 500, "{num_ops}");
+    assert!(num_ops < 20, "{num_ops}");
 }
 
 #[test]

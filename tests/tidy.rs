@@ -39,6 +39,9 @@ const SHARED: &[&str] = &["request", "output", "error", "metrics", "Error", "Res
 const CRATES: &[(&str, &[&str])] = &[
     ("axum", &["api", "app"]),
     ("tower_http", &["api"]),
+    ("tonic", &["api"]),
+    ("tonic_health", &["api"]),
+    ("tonic_reflection", &["api"]),
     ("hyper", &["api", "app", "jobs", "load"]),
     ("utoipa", &["api"]),
     ("utoipa_swagger_ui", &["api"]),

@@ -47,6 +47,7 @@ use crate::{Error, Result};
 use status::Fault;
 
 pub use observe::describe_metrics;
+pub use oip::grpc;
 
 /// What the handlers stand on; made once, cloned per request (all of it is shared).
 #[derive(Clone)]

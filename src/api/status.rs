@@ -1,6 +1,7 @@
 //! From what went wrong to what a client sees: the one table, and the two layers that apply it.
 
 mod envelope;
+mod grpc;
 mod panics;
 mod samples;
 
@@ -18,6 +19,7 @@ use crate::Error;
 use crate::store::record::Failure;
 
 pub use envelope::Envelope;
+pub use grpc::grpc_status;
 pub use panics::catch_panic;
 
 /// The type of bodies.

@@ -7,6 +7,7 @@
 
 mod connections;
 mod gpus;
+mod grpc;
 mod inferences;
 mod jobs;
 pub mod logs;
@@ -38,6 +39,7 @@ use crate::ops::monitor;
 use crate::serve::{self, Engine, Health};
 use crate::{Error, Result};
 use connections::Connections;
+use grpc::Grpc;
 use logs::Logs;
 use reload::Reloader;
 
@@ -110,6 +112,7 @@ pub async fn run_models(
     inference::describe_metrics();
     crate::jobs::describe_metrics();
     api::describe_metrics();
+    api::grpc::describe_metrics();
     monitor::describe();
     let inferences = Arc::new(inferences::build(&engine, &settings.cache)?);
     let kept = store::build(&inferences, &settings).await?;
@@ -122,6 +125,7 @@ pub async fn run_models(
     let handlers =
         jobs::handlers(&kept.keeper, &tasks, &settings.jobs, &state.jobs, Arc::new(Internal::new(state.clone())));
     let sweep = Sweep::new(tasks.clone(), state.jobs.clone());
+    let grpc = Grpc::start(settings.api.grpc_listen, &state).await?;
     let router = api::router(state);
     let jobs = jobs::Running::start(handlers, tasks, &settings.jobs, starting.clone());
     let connections = Connections::serve(listener, router);
@@ -154,15 +158,16 @@ pub async fn run_models(
         // Nothing else ends a server but its shutdown.
         std::future::pending::<Result<()>>().await
     };
+    let doors = Doors { connections, grpc };
     let served = tokio::select! {
         failed = serve => failed,
         () = shutdown => {
-            drain(&engine, connections, jobs, &kept.keeper, settings.api.drain_timeout).await;
+            drain(&engine, doors, jobs, &kept.keeper, settings.api.drain_timeout).await;
             // One that hangs has used up the drain's time, and whoever ends the process must not wait for it either.
             engine.loss().map_or(Ok(()), Err)
         }
         lost = engine.lost() => {
-            drain(&engine, connections, jobs, &kept.keeper, settings.api.drain_timeout.min(LOST_DRAIN)).await;
+            drain(&engine, doors, jobs, &kept.keeper, settings.api.drain_timeout.min(LOST_DRAIN)).await;
             Err(lost)
         }
     };
@@ -268,8 +273,28 @@ fn first_request(engine: &Engine) -> (&'static str, String) {
     (path, body.to_string())
 }
 
+/// Where requests come in.
+struct Doors {
+    connections: Connections,
+    grpc: Option<Grpc>,
+}
+
+impl Doors {
+    /// Closes all at once, for at most `limit`. Returns whether all finished.
+    async fn close(self, limit: Duration) -> bool {
+        let grpc = async {
+            match self.grpc {
+                Some(grpc) => grpc.close(limit).await,
+                None => true,
+            }
+        };
+        let (http, grpc) = tokio::join!(self.connections.close(limit), grpc);
+        http && grpc
+    }
+}
+
 /// Refuses new work, finishes what was accepted, closes the connections.
-async fn drain(engine: &Engine, connections: Connections, jobs: jobs::Running, keeper: &Keeper, limit: Duration) {
+async fn drain(engine: &Engine, doors: Doors, jobs: jobs::Running, keeper: &Keeper, limit: Duration) {
     let start = Instant::now();
     tracing::info!(?limit, "draining: new work is refused with 503");
     // What is done in the background can be done by another server, or later: it ends first.
@@ -277,7 +302,7 @@ async fn drain(engine: &Engine, connections: Connections, jobs: jobs::Running, k
     let num_lost = engine.drain(limit.saturating_sub(start.elapsed())).await;
     let left = |reserve: Duration| limit.saturating_sub(start.elapsed()).max(reserve);
     tokio::time::sleep(FAREWELL.min(left(Duration::ZERO))).await;
-    let all_closed = connections.close(left(LAST_WRITES)).await;
+    let all_closed = doors.close(left(LAST_WRITES)).await;
     store::drain(keeper, left(LAST_WRITES)).await;
     let seconds = start.elapsed().as_secs_f64();
     if num_lost == 0 && all_closed {

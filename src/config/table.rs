@@ -29,7 +29,7 @@ pub const KEYS: &[Key] = &[
         section: "api",
         name: "grpc_listen",
         alias: None,
-        effect: Effect::Later,
+        effect: Effect::Restart,
         field: |s| &mut s.api.grpc_listen,
         doc: "Address and port of gRPC. Empty: no gRPC.",
     },

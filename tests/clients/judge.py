@@ -17,14 +17,17 @@ import urllib.error
 import urllib.request
 
 import cohere
+import grpc
 import numpy
 import openai
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 from tritonclient.utils import InferenceServerException
 
-from judging import EXPECTED, REFERENCE, TEXTS, add_arguments, judge_arguments, raises, same, unpack
+from judging import EXPECTED, REFERENCE, TEXTS, add_arguments, grpc_address, judge_arguments, raises, same, unpack
 from tensorflow_serving import TensorFlowServing
 
 
@@ -439,6 +442,68 @@ class Cohere:
         raises(cohere.UnprocessableEntityError, lambda: self.client.embed(model=self.model, **image))
 
 
+class TritonGrpc:
+    client = "tritonclient"
+
+    def __init__(self, _url):
+        self.address = grpc_address()
+        self.client = triton_grpc.InferenceServerClient(self.address)
+        self.model = REFERENCE["model"]
+
+    def text(self, texts, shape=None):
+        shape = shape or [len(texts)]
+        array = numpy.array([text.encode() for text in texts], object).reshape(shape)
+        return triton_grpc.InferInput("text", shape, "BYTES").set_data_from_numpy(array)
+
+    def test_infers(self):
+        for outputs in (None, [triton_grpc.InferRequestedOutput("embedding")]):
+            result = self.client.infer(self.model, [self.text(TEXTS[:5], [5, 1])], outputs=outputs, request_id="42")
+            rows = result.as_numpy("embedding")
+            assert rows.shape == (5, len(EXPECTED[0])) and result.get_response().id == "42"
+            for row, expected, text in zip(rows, EXPECTED, TEXTS):
+                same(row, expected, text[:30])
+        cut = self.client.infer(self.model, [self.text(TEXTS[:1])], parameters={"dimensions": 32}, timeout=30_000_000)
+        same(cut.as_numpy("embedding")[0], EXPECTED[0][:32], "32 dimensions")
+
+    def test_infers_tokenised_input(self):
+        ids = numpy.array([REFERENCE["token_ids"] + [0, 0]], numpy.int64)
+        mask = numpy.array([[1] * len(REFERENCE["token_ids"]) + [0, 0]], numpy.int32)
+        inputs = [triton_grpc.InferInput("input_ids", list(ids.shape), "INT64").set_data_from_numpy(ids)]
+        inputs.append(triton_grpc.InferInput("attention_mask", list(mask.shape), "INT32").set_data_from_numpy(mask))
+        by_ids = self.client.infer(self.model, inputs).as_numpy("embedding")
+        by_text = self.client.infer(self.model, [self.text(["hello, world!"])]).as_numpy("embedding")
+        assert numpy.abs(by_ids - by_text).max() < 1e-5, "padding must not count"
+
+    def test_metadata_config_statistics_and_index(self):
+        assert self.client.is_server_live() and self.client.is_server_ready() and self.client.is_model_ready(self.model)
+        metadata = self.client.get_model_metadata(self.model, as_json=True)
+        assert metadata["outputs"] == [{"name": "embedding", "datatype": "FP32", "shape": ["-1", str(len(EXPECTED[0]))]}]
+        config = self.client.get_model_config(self.model).config
+        assert config.max_batch_size > 1 and config.input[0].name == "text" and list(config.output[0].dims) == [len(EXPECTED[0])]
+        stats = lambda: self.client.get_inference_statistics(self.model).model_stats[0]
+        before = stats()
+        self.client.infer(self.model, [self.text([f"never seen {time.time_ns()}"])])
+        assert stats().inference_count - before.inference_count == 1
+        models = self.client.get_model_repository_index().models
+        assert [(model.name, model.state) for model in models] == [(self.model, "READY")], models
+
+    def test_errors(self):
+        error = raises(InferenceServerException, lambda: self.client.infer("no-such-model", [self.text(["x"])]))
+        assert error.status() == "StatusCode.NOT_FOUND" and "no-such-model" in error.message(), error
+        error = raises(InferenceServerException, lambda: self.client.infer(self.model, [self.text([""])]))
+        assert error.status() == "StatusCode.INVALID_ARGUMENT", error
+        error = raises(InferenceServerException, lambda: self.client.load_model(self.model))
+        assert "while the server runs" in error.message(), error
+
+    def test_reflection(self):
+        with grpc.insecure_channel(self.address) as channel:
+            database = ProtoReflectionDescriptorDatabase(channel)
+            services = set(database.get_services())
+            assert {"inference.GRPCInferenceService", "grpc.health.v1.Health"} <= services, services
+            file = database.FindFileContainingSymbol("inference.GRPCInferenceService")
+            assert "ModelInfer" in [method.name for method in file.service[0].method]
+
+
 class Plain:
     """What no client has a method for."""
 
@@ -525,7 +590,7 @@ class Plain:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    return judge_arguments(parser.parse_args(), (OpenAi, HuggingFace, Triton, Cohere, TensorFlowServing, Plain))
+    return judge_arguments(parser.parse_args(), (OpenAi, HuggingFace, Triton, TritonGrpc, Cohere, TensorFlowServing, Plain))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 A judge is a class made from a server's address, whose methods `test_…` raise on what is wrong. Its `client` is the package
 that it asks with, whose version is recorded; without one it is named by itself. What it asks is seen where requests are
-written: by http.client (urllib, requests), h11 (httpx and its kin) or geventhttpclient.
+written: by http.client (urllib, requests), h11 (httpx and its kin), geventhttpclient or grpc.
 """
 
 import base64
@@ -67,6 +67,27 @@ class Requests:
             from geventhttpclient.client import HTTPClient
 
             self.watch(HTTPClient, "request", lambda method, request_uri, *_, **__: (method, request_uri))
+        with contextlib.suppress(ImportError):
+            import grpc
+
+            self.watch_calls(grpc)
+
+    def watch_calls(self, grpc):
+        """Of a channel's calls the method is known where the stub is made, so each is wrapped there."""
+        channel = type(grpc.insecure_channel("127.0.0.1:9"))
+        for kind in ("unary_unary", "stream_stream"):
+            original = getattr(channel, kind)
+
+            def watched(this, method, *arguments, original=original, **named):
+                call = original(this, method, *arguments, **named)
+
+                def recorded(*call_arguments, **call_named):
+                    self.seen.add(f"RPC {method.lstrip('/')}")
+                    return call(*call_arguments, **call_named)
+
+                return recorded
+
+            setattr(channel, kind, watched)
 
     def watch(self, owner, name, request_of):
         original = getattr(owner, name)
@@ -142,13 +163,21 @@ def wait_until_ready(url, process, seconds):
     raise SystemExit(f"the server was not ready within {seconds} s")
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def grpc_address():
+    """Where the judged server takes gRPC."""
+    return os.environ["EREMOIS_TEST_GRPC"]
+
+
 @contextlib.contextmanager
 def started(binary, data, settings=None, port=0):
     """The address of a server of its own; it must end with 0 when asked to."""
-    if port == 0:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+    port = port or free_port()
     url = f"http://127.0.0.1:{port}"
     environment = dict(os.environ, EREMOIS_API__LISTEN=f"127.0.0.1:{port}", EREMOIS_DATABASE__PATH=data, **(settings or {}))
     environment.setdefault("EREMOIS_LOG__FILTER", "warn")
@@ -167,7 +196,7 @@ def started(binary, data, settings=None, port=0):
 def add_arguments(parser):
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--binary", default=os.environ.get("EREMOIS_TEST_BIN", "target/debug/eremois"))
-    target.add_argument("--url", help="a server that runs")
+    target.add_argument("--url", help="a server that runs; EREMOIS_TEST_GRPC is where it takes gRPC")
     parser.add_argument("--port", type=int, default=0, help="for --binary; 0 takes a free one")
     parser.add_argument("--record", help="a file for what was checked, which scripts/compatibility reads")
 
@@ -177,5 +206,7 @@ def judge_arguments(arguments, classes):
     if arguments.url:
         return judge(arguments.url.rstrip("/"), classes, arguments.record)
     binary = os.path.abspath(arguments.binary)
-    with tempfile.TemporaryDirectory() as data, started(binary, data, port=arguments.port) as url:
+    os.environ["EREMOIS_TEST_GRPC"] = f"127.0.0.1:{free_port()}"
+    settings = {"EREMOIS_API__GRPC_LISTEN": grpc_address()}
+    with tempfile.TemporaryDirectory() as data, started(binary, data, settings, port=arguments.port) as url:
         return judge(url, classes, arguments.record)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use eremois::store::journal::disk::{Disk, DiskFile};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rand::Rng;
 use rand::rngs::StdRng;
 
@@ -22,6 +22,8 @@ struct Inner {
     names: Mutex<Names>,
     num_ops: AtomicU64,
     faults: Mutex<Faults>,
+    /// Held while syncs of files shall not return.
+    syncs: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -71,6 +73,11 @@ pub struct Faults {
 impl SimDisk {
     pub fn set(&self, faults: Faults) {
         *self.0.faults.lock() = faults;
+    }
+
+    /// Keeps syncs of files from returning as long as the guard lives.
+    pub fn hold_syncs(&self) -> MutexGuard<'_, ()> {
+        self.0.syncs.lock()
     }
 
     pub fn num_ops(&self) -> u64 {
@@ -243,6 +250,7 @@ impl DiskFile for SimFile {
     }
 
     fn sync(&self) -> io::Result<()> {
+        drop(self.disk.0.syncs.lock());
         let fault = self.disk.faults().sync;
         let done = self.disk.op(fault);
         let mut contents = self.inode.0.lock();

@@ -13,6 +13,9 @@ pub enum Form {
     Binary,
 }
 
+/// An output and how it is written.
+pub type Output = (OutputTensor, Form);
+
 /// An answer's body.
 #[derive(Debug)]
 pub struct Written {
@@ -71,6 +74,14 @@ pub fn write(head: &Head, outputs: &[(OutputTensor, Form)]) -> Result<Written> {
     let head_len = has_tail.then_some(out.len());
     out.append(&mut tail);
     Ok(Written { bytes: out, head_len })
+}
+
+/// The bytes of an output. Errors: `Internal` for values that are no number.
+pub fn binary(output: &OutputTensor) -> Result<Vec<u8>> {
+    let OutputValues::Rows(rows) = &output.values;
+    let mut bytes = Vec::new();
+    push_binary(&mut bytes, rows)?;
+    Ok(bytes)
 }
 
 /// How many values these outputs have.

@@ -69,12 +69,10 @@ fn input(spec: &TensorSpec) -> Value {
     input
 }
 
-/// A tensor, without the first dimension: that is the batch's. One that has no other is of dimension 1 to the outside.
 fn output(spec: &TensorSpec) -> Value {
-    let dims: Vec<i64> = spec.shape.iter().skip(1).map(|dim| dim.map_or(-1, |dim| dim as i64)).collect();
+    let (dims, is_scalar) = spec.config_dims();
     let mut tensor = json!({"name": spec.name, "data_type": spec.datatype.config_name(), "dims": dims});
-    if dims.is_empty() {
-        tensor["dims"] = json!([1]);
+    if is_scalar {
         tensor["reshape"] = json!({"shape": []});
     }
     tensor

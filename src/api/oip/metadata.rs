@@ -8,13 +8,15 @@ use utoipa::ToSchema;
 use super::signature::{Signature, TensorSpec, platform};
 use super::tensor::Datatype;
 use super::{Asked, ModelPath};
+use crate::Result;
 use crate::api::docs::Refusals;
 use crate::api::status::Fault;
 use crate::api::{ApiState, health};
+use crate::model::ModelInfo;
 use crate::serve::Health;
 
 /// The extensions of the protocol that are spoken, by Triton's names.
-const EXTENSIONS: [&str; 5] =
+pub const EXTENSIONS: [&str; 5] =
     ["binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics"];
 
 /// What the server is.
@@ -119,11 +121,16 @@ pub fn model_version() {
 )]
 pub async fn model_ready(State(state): State<ApiState>, path: Asked) -> Result<axum::Json<serde_json::Value>, Fault> {
     let info = ModelPath::of(path)?.find(&state)?;
-    let health = state.engine.health().into_iter().find(|(name, _)| *name == info.name);
-    match health {
-        Some((_, Health::Ready)) => Ok(axum::Json(json!({"name": &*info.name, "ready": true}))),
-        Some((name, health)) => Err(health::unready(&name, &health).into()),
-        None => Err(health::unready(&info.name, &Health::Loading).into()),
+    check_ready(&state, &info)?;
+    Ok(axum::Json(json!({"name": &*info.name, "ready": true})))
+}
+
+/// Errors: what a request to this model would be refused with now.
+pub fn check_ready(state: &ApiState, info: &ModelInfo) -> Result<()> {
+    match state.engine.health().into_iter().find(|(name, _)| *name == info.name) {
+        Some((_, Health::Ready)) => Ok(()),
+        Some((name, health)) => Err(health::unready(&name, &health)),
+        None => Err(health::unready(&info.name, &Health::Loading)),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The Open Inference Protocol, version 2, over REST, with Triton's extensions for binary tensors, statistics, model
+//! The Open Inference Protocol, version 2, over REST and gRPC, with Triton's extensions for binary tensors, statistics, model
 //! configuration and the repository's index. The judge is `tritonclient`.
 //!
 //! `signature` alone knows what a model's inputs and outputs are called and shaped; `tensor` and `elements` know tensors
@@ -14,12 +14,14 @@
 mod answer;
 pub mod config;
 mod elements;
+pub mod grpc;
 pub mod infer;
 pub mod metadata;
 pub mod repository;
 mod signature;
 pub mod statistics;
 mod tensor;
+mod wire;
 
 use std::sync::Arc;
 
@@ -97,6 +99,11 @@ impl ModelPath {
     fn of(path: Asked) -> Result<Self> {
         let Path(path) = path.map_err(|e| Error::Malformed { field: "model".to_string(), reason: e.body_text() })?;
         Ok(path)
+    }
+
+    /// From the fields of a gRPC request; an empty version is the one served.
+    fn new(model: String, version: String) -> Self {
+        Self { org: None, model, version: Some(version).filter(|version| !version.is_empty()) }
     }
 
     fn name(&self) -> String {

@@ -27,14 +27,14 @@ pub struct IndexBody {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct IndexEntry {
     #[schema(example = "all-MiniLM-L6-v2")]
-    name: String,
+    pub name: String,
     #[schema(example = "1")]
-    version: String,
+    pub version: String,
     /// "READY", "LOADING" or "UNAVAILABLE".
     #[schema(example = "READY")]
-    state: &'static str,
+    pub state: &'static str,
     /// Why it is not ready; empty where it is.
-    reason: &'static str,
+    pub reason: &'static str,
 }
 
 /// The models that are served, ready or not.
@@ -48,6 +48,11 @@ pub async fn index(State(state): State<ApiState>, request: Request) -> Result<ax
     let call = body::receive(&state, request).await?;
     let parse = |bytes: Bytes| if bytes.is_empty() { Ok(IndexBody::default()) } else { body::parse(&bytes) };
     let only_ready = body::parsed(call, parse).await?.body.ready.unwrap_or(false);
+    Ok(axum::Json(entries(&state, only_ready)))
+}
+
+/// The index, default model first.
+pub fn entries(state: &ApiState, only_ready: bool) -> Vec<IndexEntry> {
     let health = state.engine.health();
     let entry = |info: Arc<ModelInfo>| {
         let health = health.iter().find(|(name, _)| *name == info.name).map(|(_, health)| health);
@@ -60,7 +65,7 @@ pub async fn index(State(state): State<ApiState>, request: Request) -> Result<ax
         IndexEntry { name: info.name.to_string(), version: info.version.clone(), state, reason }
     };
     let entries = state.engine.models().into_iter().map(entry);
-    Ok(axum::Json(entries.filter(|entry| !only_ready || entry.state == "READY").collect()))
+    entries.filter(|entry| !only_ready || entry.state == "READY").collect()
 }
 
 /// Always refused: models are those of the settings, read when the server starts.
@@ -70,7 +75,7 @@ pub async fn index(State(state): State<ApiState>, request: Request) -> Result<ax
     responses(Refusals),
 )]
 pub async fn load(path: Asked) -> Result<(), Fault> {
-    Err(fixed(path, "loaded"))
+    Err(refused(path, "loaded"))
 }
 
 /// Always refused: models are those of the settings, until the server ends.
@@ -80,16 +85,18 @@ pub async fn load(path: Asked) -> Result<(), Fault> {
     responses(Refusals),
 )]
 pub async fn unload(path: Asked) -> Result<(), Fault> {
-    Err(fixed(path, "unloaded"))
+    Err(refused(path, "unloaded"))
 }
 
-fn fixed(path: Asked, done: &str) -> Fault {
+fn refused(path: Asked, done: &str) -> Fault {
     match ModelPath::of(path) {
         Err(error) => error.into(),
-        Ok(path) => {
-            let name = path.name();
-            let reason = format!("`{name}` cannot be {done} while the server runs: its models are those of ai.models");
-            Error::Invalid { field: "model".to_string(), reason }.into()
-        }
+        Ok(path) => fixed(&path.name(), done),
     }
+}
+
+/// What a model that is to be loaded or unloaded is answered.
+pub fn fixed(name: &str, done: &str) -> Fault {
+    let reason = format!("`{name}` cannot be {done} while the server runs: its models are those of ai.models");
+    Error::Invalid { field: "model".to_string(), reason }.into()
 }

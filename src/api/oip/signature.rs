@@ -26,6 +26,15 @@ pub struct TensorSpec {
     pub is_optional: bool,
 }
 
+impl TensorSpec {
+    /// The dimensions without the batch's, as a configuration has them, and whether they stand for none at all: the
+    /// configuration knows no tensor without a dimension beside the batch's.
+    pub fn config_dims(&self) -> (Vec<i64>, bool) {
+        let dims: Vec<i64> = self.shape.iter().skip(1).map(|dim| dim.map_or(-1, |dim| dim as i64)).collect();
+        if dims.is_empty() { (vec![1], true) } else { (dims, false) }
+    }
+}
+
 /// The tensors of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signature {
@@ -236,7 +245,7 @@ mod tests {
 
     fn ints(name: &str, shape: &[usize], values: &[i64]) -> Tensor {
         let elements = Elements { values: Values::Ints(values.to_vec()), dims: vec![values.len()] };
-        Tensor { name: name.into(), datatype: Datatype::Int64, shape: shape.to_vec(), data: Data::Json(elements) }
+        Tensor { name: name.into(), datatype: Datatype::Int64, shape: shape.to_vec(), data: Data::Listed(elements) }
     }
 
     fn rows(tensors: &[Tensor]) -> Result<Vec<Vec<u32>>, String> {

@@ -18,51 +18,51 @@ use crate::serve::statistics::{Statistics, Timed};
 /// The body of the answers.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ModelsStatistics {
-    model_stats: Vec<ModelStatistics>,
+    pub model_stats: Vec<ModelStatistics>,
 }
 
 /// A model's counts since the server started.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ModelStatistics {
     #[schema(example = "all-MiniLM-L6-v2")]
-    name: String,
+    pub name: String,
     #[schema(example = "1")]
-    version: String,
+    pub version: String,
     /// Milliseconds since 1970; 0 before the first.
-    last_inference: u64,
+    pub last_inference: u64,
     /// Inputs computed.
-    inference_count: u64,
+    pub inference_count: u64,
     /// Batches computed.
-    execution_count: u64,
-    inference_stats: InferenceStatistics,
+    pub execution_count: u64,
+    pub inference_stats: InferenceStatistics,
     /// Not counted by size: always empty.
-    batch_stats: Vec<serde_json::Value>,
+    pub batch_stats: Vec<serde_json::Value>,
 }
 
 /// Requests by how they ended, and where those computed spent their time.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct InferenceStatistics {
     /// Requests of any protocol that were computed; what the cache answers is not among them.
-    success: Duration,
+    pub success: Duration,
     /// Requests answered with an error, refusals for want of room included.
-    fail: Duration,
+    pub fail: Duration,
     /// From the push to the launch of the batch.
-    queue: Duration,
+    pub queue: Duration,
     /// Tokenising.
-    compute_input: Duration,
+    pub compute_input: Duration,
     /// From the launch to the rows on the host.
-    compute_infer: Duration,
+    pub compute_infer: Duration,
     /// Part of `compute_infer`: always 0.
-    compute_output: Duration,
+    pub compute_output: Duration,
 }
 
 /// How often, and how long in all.
 #[derive(Debug, Default, Serialize, ToSchema)]
 #[schema(as = StatisticDuration)]
 pub struct Duration {
-    count: u64,
+    pub count: u64,
     /// Nanoseconds.
-    ns: u64,
+    pub ns: u64,
 }
 
 impl From<Timed> for Duration {
@@ -93,7 +93,8 @@ impl ModelStatistics {
     }
 }
 
-fn of_models(state: &ApiState, infos: &[Arc<ModelInfo>]) -> Result<ModelsStatistics> {
+/// The counts of these models.
+pub fn of_models(state: &ApiState, infos: &[Arc<ModelInfo>]) -> Result<ModelsStatistics> {
     let one = |info: &Arc<ModelInfo>| Ok(ModelStatistics::of(info, state.engine.statistics(&info.name)?));
     Ok(ModelsStatistics { model_stats: infos.iter().map(one).collect::<Result<_>>()? })
 }

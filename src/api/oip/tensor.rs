@@ -63,7 +63,8 @@ impl Datatype {
 pub enum Data {
     /// Little-endian, row-major, without gaps; BYTES as a u32 length and so many bytes each.
     Binary(Bytes),
-    Json(Elements),
+    /// One after another, of JSON or of a list.
+    Listed(Elements),
 }
 
 /// An input as a client sent it. The elements are not looked at yet.
@@ -118,7 +119,7 @@ impl Tensor {
         let expected = self.num_elements()?;
         match self.take_data() {
             Data::Binary(bytes) => self.binary_texts(&bytes, expected),
-            Data::Json(Elements { values, dims }) => {
+            Data::Listed(Elements { values, dims }) => {
                 self.check_nesting(&dims)?;
                 let texts = match values {
                     Values::Texts(texts) => texts,
@@ -157,7 +158,7 @@ impl Tensor {
     pub fn ints(mut self) -> Result<Vec<i64>> {
         let expected = self.num_elements()?;
         let ints: Vec<i64> = match (self.take_data(), self.datatype) {
-            (Data::Json(Elements { values, dims }), Datatype::Int64 | Datatype::Int32) => {
+            (Data::Listed(Elements { values, dims }), Datatype::Int64 | Datatype::Int32) => {
                 self.check_nesting(&dims)?;
                 match values {
                     Values::Ints(ints) => ints,
