@@ -20,7 +20,7 @@ use eremois::inference::key::Form;
 use eremois::inference::{CacheUse, Inferences};
 use eremois::model::pack::PackedInput;
 use eremois::model::{Backend, InFlight, LoadedModel, ModelInfo, Placed, Rows};
-use eremois::request::{EmbedParams, Input, Priority, Request};
+use eremois::request::{Input, Priority, Request, TaskParams};
 use eremois::serve::policy::BatchLimits;
 use eremois::serve::{Engine, Health};
 use eremois::store::cache::{Cache, CacheKey, CachedItem, CachedValue};
@@ -121,7 +121,7 @@ fn request(number: u64) -> Request {
     Request {
         model: None,
         inputs: vec![text(number)],
-        params: EmbedParams::default(),
+        params: TaskParams::default(),
         deadline,
         priority: Priority::Interactive,
     }
@@ -136,7 +136,7 @@ async fn throughput(inferences: &Arc<Inferences>, number: impl Fn() -> u64 + Clo
                 (inferences.clone(), stop.clone(), num_done.clone(), number.clone());
             tokio::spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
-                    let computed = inferences.embed(request(number()), CacheUse::Full).await.unwrap();
+                    let computed = inferences.infer(request(number()), CacheUse::Full).await.unwrap();
                     assert!(computed.rows[0][HIDDEN_SIZE - 1] == 16.0);
                     num_done.fetch_add(1, Ordering::Relaxed);
                     // Hits never wait: without this one client would keep its thread to itself.
@@ -158,7 +158,7 @@ async fn throughput(inferences: &Arc<Inferences>, number: impl Fn() -> u64 + Clo
 
 fn pieces(criterion: &mut Criterion, runtime: &tokio::runtime::Runtime) {
     let info = fake::model("no-op", 256).0.info;
-    let params = EmbedParams::default();
+    let params = TaskParams::default();
     let form = Form::of(&info, &params).expect("the defaults are good");
     let key = |n: u64| CacheKey(*blake3::hash(&n.to_le_bytes()).as_bytes());
     let item = CachedItem { value: CachedValue::Row(vec![0.5; HIDDEN_SIZE].into()), num_tokens: 16 };
@@ -198,11 +198,11 @@ fn pieces(criterion: &mut Criterion, runtime: &tokio::runtime::Runtime) {
     let cache: Arc<dyn Cache> = Arc::new(Layers::new(LocalCache::new(256 << 20), None));
     let cached = runtime.block_on(async {
         let cached = Inferences::new(engine().await, Some((cache, TTL)));
-        cached.embed(request(1), CacheUse::Full).await.unwrap();
+        cached.infer(request(1), CacheUse::Full).await.unwrap();
         cached
     });
     group.bench_function("whole_hit", |b| {
-        b.iter(|| futures::executor::block_on(cached.embed(request(1), CacheUse::Full)).unwrap());
+        b.iter(|| futures::executor::block_on(cached.infer(request(1), CacheUse::Full)).unwrap());
     });
     group.finish();
 }

@@ -17,7 +17,7 @@ use eremois::Result;
 use eremois::model::encode::Encoding;
 use eremois::model::pack::{PackedInput, RowSpec};
 use eremois::model::{Backend, InFlight, LoadedModel, Placed, Rows};
-use eremois::request::{EmbedParams, Input, Priority, Request};
+use eremois::request::{Input, Priority, Request, TaskParams};
 use eremois::serve::backlog::Backlog;
 use eremois::serve::batch::Batch;
 use eremois::serve::cost::CostModel;
@@ -104,7 +104,7 @@ fn request(inputs: Vec<Input>) -> Request {
     Request {
         model: None,
         inputs,
-        params: EmbedParams::default(),
+        params: TaskParams::default(),
         deadline: Instant::now() + Duration::from_secs(30),
         priority: Priority::Interactive,
     }
@@ -120,7 +120,7 @@ async fn throughput(engine: &Arc<Engine>, num_clients: usize, num_inputs: usize)
             tokio::spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
                     let output =
-                        engine.embed(request(vec![Input::TokenIds(vec![1; SEQ_LEN]); num_inputs])).await.unwrap();
+                        engine.infer(request(vec![Input::TokenIds(vec![1; SEQ_LEN]); num_inputs])).await.unwrap();
                     assert!(
                         output.rows.len() == num_inputs && output.rows.iter().all(|row| row[..] == [SEQ_LEN as f32])
                     );
@@ -175,7 +175,7 @@ async fn beside_background(name: &str, device: Timed) {
             tokio::spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
                     let list = request(vec![Input::TokenIds(vec![1; SEQ_LEN]); 64]);
-                    let output = engine.embed(Request { priority: Priority::Background, ..list }).await.unwrap();
+                    let output = engine.infer(Request { priority: Priority::Background, ..list }).await.unwrap();
                     num_done.fetch_add(output.rows.len() as u64, Ordering::Relaxed);
                 }
             })
@@ -204,7 +204,7 @@ async fn latencies(engine: &Arc<Engine>, input: impl Fn() -> Input + Send + 'sta
             tokio::time::sleep(Duration::from_millis(1)).await;
             let request = request(vec![input()]);
             let start = Instant::now();
-            let output = engine.embed(request).await.unwrap();
+            let output = engine.infer(request).await.unwrap();
             times.push(start.elapsed());
             assert_eq!(output.rows, [[SEQ_LEN as f32]]);
         }

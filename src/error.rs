@@ -94,3 +94,17 @@ pub enum Error {
     #[error("{}", faults.join("\n"))]
     Config { faults: Vec<String> },
 }
+
+impl Error {
+    /// The same error with its field in the words of a client's protocol. Only errors of a request's form have one that
+    /// clients wrote: of the others nothing changes.
+    pub fn with_field(self, rename: impl FnOnce(String) -> String) -> Self {
+        match self {
+            Self::Malformed { field, reason } => Self::Malformed { field: rename(field), reason },
+            Self::Empty { field } => Self::Empty { field: rename(field) },
+            Self::Invalid { field, reason } => Self::Invalid { field: rename(field), reason },
+            Self::TooLarge { field, got, limit, unit } => Self::TooLarge { field: rename(field), got, limit, unit },
+            other => other,
+        }
+    }
+}

@@ -72,7 +72,7 @@ impl Task {
 
 /// How results are made. `None` means what the model's manifest says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct EmbedParams {
+pub struct TaskParams {
     pub task: Task,
     /// Of embeddings: scale each vector to length 1.
     pub normalize: Option<bool>,
@@ -100,7 +100,7 @@ pub struct Request {
     pub model: Option<String>,
     /// Not empty.
     pub inputs: Vec<Input>,
-    pub params: EmbedParams,
+    pub params: TaskParams,
     /// After this nobody waits any more; entries not yet launched are dropped with [`crate::Error::Deadline`].
     pub deadline: Instant,
     pub priority: Priority,

@@ -12,7 +12,7 @@ use common::fake::{self, Controls};
 use eremois::model::pack::PackedInput;
 use eremois::model::{Backend, InFlight, Rows};
 use eremois::output::Output;
-use eremois::request::{EmbedParams, Input, Priority, Request};
+use eremois::request::{Input, Priority, Request, TaskParams};
 use eremois::serve::policy::BatchLimits;
 use eremois::serve::{Engine, Health, Settings};
 use eremois::{Error, Result};
@@ -80,7 +80,7 @@ fn ids(inputs: &[u32]) -> Request {
     Request {
         model: None,
         inputs: inputs.iter().map(|&id| Input::TokenIds(vec![id])).collect(),
-        params: EmbedParams::default(),
+        params: TaskParams::default(),
         deadline: Instant::now() + LONG,
         priority: Priority::Interactive,
     }
@@ -89,7 +89,7 @@ fn ids(inputs: &[u32]) -> Request {
 /// Puts a request into the queue and returns its answer to come. On a runtime of one thread it is there by then.
 async fn ask(engine: &Arc<Engine>, request: Request) -> JoinHandle<Result<Output>> {
     let engine = engine.clone();
-    let asked = tokio::spawn(async move { engine.embed(request).await });
+    let asked = tokio::spawn(async move { engine.infer(request).await });
     tokio::task::yield_now().await;
     asked
 }
@@ -179,7 +179,7 @@ async fn background_work_that_waits_for_a_device_sends_nobody_to_another() {
 async fn an_idle_fast_device_is_preferred_to_an_idle_slow_one() {
     let (engine, controls) = engine(&[160, 40]).await;
     for id in 0..20 {
-        assert_eq!(engine.embed(ids(&[id])).await.unwrap().rows[0][0], id as f32);
+        assert_eq!(engine.infer(ids(&[id])).await.unwrap().rows[0][0], id as f32);
     }
     // The worker may not yet have counted off the batch whose answer is here; that is a batch on the fast one, and so
     // still less than one on the slow.
@@ -227,7 +227,7 @@ async fn the_queue_is_bounded_for_all_devices_together() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     // 464 wait, 16 are on the devices.
-    let error = engine.embed(ids(&[2; 37])).await.unwrap_err();
+    let error = engine.infer(ids(&[2; 37])).await.unwrap_err();
     assert!(matches!(error, Error::QueueFull { limit: 500, .. }), "{error:?}");
     let fits = ask(&engine, ids(&[2; 36])).await;
     controls.iter().for_each(|c| c.release());
@@ -256,7 +256,7 @@ async fn a_device_that_fails_mid_way_loses_no_request() {
     assert!(is_down(&health.devices[0].1) && health.devices[1].1 == Health::Ready, "{health:?}");
 
     // Meanwhile the other gets everything, and after its recovery both take part again.
-    assert_eq!(engine.embed(ids(&[3])).await.unwrap().rows[0][0], 3.0);
+    assert_eq!(engine.infer(ids(&[3])).await.unwrap().rows[0][0], 3.0);
     controls[0].broken.store(false, Ordering::SeqCst);
     wait_for(&engine, |devices| devices.iter().all(|health| *health == Health::Ready)).await;
     assert_eq!(engine.drain(LONG).await, 0);
@@ -277,7 +277,7 @@ async fn without_another_device_what_waited_is_answered_with_the_reason() {
         assert!(matches!(error, Error::Forward { .. } | Error::Unhealthy { .. }), "{error:?}");
     }
     wait_for(&engine, |devices| devices.iter().all(is_down)).await;
-    let Error::Unhealthy { reason, .. } = engine.embed(ids(&[1])).await.unwrap_err() else { panic!("it is let in") };
+    let Error::Unhealthy { reason, .. } = engine.infer(ids(&[1])).await.unwrap_err() else { panic!("it is let in") };
     assert!(reason.contains("cuda:0: ") && reason.contains("cuda:1: "), "{reason}");
     assert_eq!(engine.drain(LONG).await, 0, "and nothing is left behind");
 }
@@ -308,11 +308,11 @@ async fn what_loses_one_device_may_lose_a_second_and_no_third() {
     }
     engine.add(model, limits()).unwrap();
     wait_for(&engine, |devices| devices.iter().all(|health| *health == Health::Ready)).await;
-    let error = engine.embed(ids(&[1, POISON_ID])).await.unwrap_err();
+    let error = engine.infer(ids(&[1, POISON_ID])).await.unwrap_err();
     assert!(matches!(error, Error::Forward { .. }), "{error:?}");
     let num_down = devices(&engine).iter().filter(|health| is_down(health)).count();
     assert_eq!(num_down, 2, "{:?}", devices(&engine));
-    assert_eq!(engine.embed(ids(&[5])).await.unwrap().rows[0][0], 5.0);
+    assert_eq!(engine.infer(ids(&[5])).await.unwrap().rows[0][0], 5.0);
 }
 
 /// A device that works on its own: `launch` returns at once, and `finish` waits for a word.
@@ -404,7 +404,7 @@ async fn ready_with_one_of_two_while_the_other_warms_up_or_is_lost() {
         assert_eq!(engine.health()[0].1, Health::Ready);
         let before = controls[1].num_seqs();
         for id in 0..10 {
-            assert_eq!(engine.embed(ids(&[id])).await.unwrap().rows[0][0], id as f32);
+            assert_eq!(engine.infer(ids(&[id])).await.unwrap().rows[0][0], id as f32);
         }
         assert_eq!(controls[1].num_seqs(), before + 10, "all by the one that is ready");
         controls[0].broken.store(false, Ordering::SeqCst);
@@ -429,7 +429,7 @@ async fn a_hung_device_gets_nothing_until_it_answers() {
     wait_for(&engine, |devices| is_down(&devices[0])).await;
     assert_eq!(engine.health()[0].1, Health::Ready);
     for id in 0..50 {
-        assert_eq!(engine.embed(ids(&[id])).await.unwrap().rows[0][0], id as f32);
+        assert_eq!(engine.infer(ids(&[id])).await.unwrap().rows[0][0], id as f32);
     }
     controls[0].release();
     for asked in asked {
@@ -470,7 +470,7 @@ async fn each_device_has_its_own_series() {
 #[tokio::test]
 async fn the_threads_end_with_the_engine() {
     let (engine, controls) = engine(&[1, 1, 1]).await;
-    engine.embed(ids(&[1])).await.unwrap();
+    engine.infer(ids(&[1])).await.unwrap();
     drop(engine);
     let end = Instant::now() + LONG;
     // Each worker's backend holds the other count.
@@ -504,7 +504,7 @@ async fn every_request_is_answered_once_while_devices_come_and_go() {
                 for _ in 0..NUM_REQUESTS {
                     let num_inputs = if rng.random_range(0..20) == 0 { 40 } else { rng.random_range(1..4) };
                     let inputs: Vec<u32> = (0..num_inputs).map(|_| rng.random_range(0..900)).collect();
-                    let mut embed = Box::pin(engine.embed(ids(&inputs)));
+                    let mut embed = Box::pin(engine.infer(ids(&inputs)));
                     if rng.random_range(0..10) == 0 {
                         let _ = futures::poll!(&mut embed);
                         tokio::task::yield_now().await;

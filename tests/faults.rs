@@ -15,7 +15,7 @@ use eremois::config::Sources;
 use eremois::model::pack::PackedInput;
 use eremois::model::{Backend, InFlight, Rows};
 use eremois::output::Output;
-use eremois::request::{EmbedParams, Input, Priority, Request};
+use eremois::request::{Input, Priority, Request, TaskParams};
 use eremois::serve::policy::BatchLimits;
 use eremois::serve::{Engine, Health, Settings};
 use eremois::{Error, Result, cli, metrics};
@@ -70,7 +70,7 @@ fn ids(id: u32, lens: &[usize]) -> Request {
     Request {
         model: None,
         inputs: lens.iter().map(|&len| Input::TokenIds(vec![id; len])).collect(),
-        params: EmbedParams::default(),
+        params: TaskParams::default(),
         deadline: Instant::now() + LONG,
         priority: Priority::Interactive,
     }
@@ -79,7 +79,7 @@ fn ids(id: u32, lens: &[usize]) -> Request {
 /// Puts a request into the queue and returns its answer to come.
 async fn ask(engine: &Arc<Engine>, request: Request) -> JoinHandle<Result<Output>> {
     let engine = engine.clone();
-    let asked = tokio::spawn(async move { engine.embed(request).await });
+    let asked = tokio::spawn(async move { engine.infer(request).await });
     tokio::task::yield_now().await;
     asked
 }
@@ -95,7 +95,7 @@ async fn a_batch_without_memory_is_computed_in_parts_and_the_limit_follows() {
     let (engine, controls) = engine(settings()).await;
     controls.memory_tokens.store(40, Ordering::SeqCst);
     // One request: its inputs must be parted, not only requests from one another.
-    let output = engine.embed(ids(7, &[4; 64])).await.unwrap();
+    let output = engine.infer(ids(7, &[4; 64])).await.unwrap();
     assert_eq!(output.rows.len(), 64);
     assert!(output.rows.iter().all(|row| row[..2] == [28.0, 4.0]), "{:?}", output.rows);
     // Halves of 256 tokens down to 32; what is as large as one that failed is not tried. No trial in between.
@@ -104,7 +104,7 @@ async fn a_batch_without_memory_is_computed_in_parts_and_the_limit_follows() {
     limit_becomes(&engine, 32).await;
     // From now on batches fit at once.
     controls.batch_sizes.lock().clear();
-    engine.embed(ids(7, &[4; 64])).await.unwrap();
+    engine.infer(ids(7, &[4; 64])).await.unwrap();
     assert_eq!(*controls.batch_sizes.lock(), [8; 8]);
     // Other limits are as they were, and settings that are read again put back the one that was lowered.
     assert_eq!(*engine.limits(None).unwrap(), BatchLimits { max_batch_tokens: 32, ..limits() });
@@ -116,10 +116,10 @@ async fn a_batch_without_memory_is_computed_in_parts_and_the_limit_follows() {
 async fn the_limit_is_not_lowered_below_the_longest_sequence() {
     let (engine, controls) = engine(settings()).await;
     controls.memory_tokens.store(5, Ordering::SeqCst);
-    engine.embed(ids(1, &[4; 8])).await.unwrap();
+    engine.infer(ids(1, &[4; 8])).await.unwrap();
     limit_becomes(&engine, MAX_SEQ_LEN).await;
     for _ in 0..2 {
-        engine.embed(ids(1, &[4; 8])).await.unwrap();
+        engine.infer(ids(1, &[4; 8])).await.unwrap();
         assert_eq!(engine.limits(None).unwrap().max_batch_tokens, MAX_SEQ_LEN);
     }
 }
@@ -148,13 +148,13 @@ async fn an_input_without_memory_fails_its_request_and_no_neighbour() {
 async fn where_nothing_fits_everybody_is_told_and_the_limit_stays() {
     let (engine, controls) = engine(settings()).await;
     controls.memory_tokens.store(1, Ordering::SeqCst);
-    let error = engine.embed(ids(1, &[4; 64])).await.unwrap_err();
+    let error = engine.infer(ids(1, &[4; 64])).await.unwrap_err();
     assert!(matches!(&error, Error::OutOfMemory { cause } if cause.contains("beyond 1 tokens")), "{error:?}");
     // 64, 32, 16, ... 1, and then nothing of that size is tried again.
     assert_eq!(*controls.batch_sizes.lock(), [64, 32, 16, 8, 4, 2, 1]);
     assert_eq!(*engine.limits(None).unwrap(), limits());
     controls.memory_tokens.store(0, Ordering::SeqCst);
-    engine.embed(ids(1, &[4; 64])).await.unwrap();
+    engine.infer(ids(1, &[4; 64])).await.unwrap();
     assert_eq!(engine.drain(LONG).await, 0, "every entry has left");
 }
 
@@ -212,7 +212,7 @@ fn the_limit_in_force_and_what_lowered_it_are_metrics() {
     runtime.block_on(becomes(&engine, |health| *health == Health::Ready));
     shown("eremois_max_batch_tokens{model=\"fake\"} 256\n");
     controls.memory_tokens.store(40, Ordering::SeqCst);
-    runtime.block_on(engine.embed(ids(7, &[4; 64]))).unwrap();
+    runtime.block_on(engine.infer(ids(7, &[4; 64]))).unwrap();
     runtime.block_on(limit_becomes(&engine, 32));
     runtime.block_on(engine.drain(LONG));
     shown("eremois_max_batch_tokens{model=\"fake\"} 32\n");
@@ -265,7 +265,7 @@ async fn a_lost_device_fails_its_batch_refuses_what_waits_and_is_not_asked_again
     let refused = answer(waiting).await.unwrap_err();
     assert!(matches!(&refused, Error::Unhealthy { reason, .. } if reason.contains("lose the device")), "{refused:?}");
     assert!(matches!(engine.health()[0].1, Health::Unhealthy(_)));
-    assert!(matches!(engine.embed(ids(3, &[1])).await.unwrap_err(), Error::Unhealthy { .. }));
+    assert!(matches!(engine.infer(ids(3, &[1])).await.unwrap_err(), Error::Unhealthy { .. }));
     assert_eq!(*controls.batch_sizes.lock(), [1], "no trial, and nothing after");
     assert_eq!(engine.drain(LONG).await, 0, "nothing waits on the device");
     assert_eq!(engine.loss(), Some(told));
@@ -390,10 +390,10 @@ async fn another_models_device_goes_on_until_it_is_drained() {
     engine.add(other, limits()).unwrap();
     becomes(&engine, |health| *health == Health::Ready).await;
     controls.lost.store(true, Ordering::SeqCst);
-    assert!(matches!(engine.embed(ids(1, &[1])).await.unwrap_err(), Error::DeviceLost { .. }));
+    assert!(matches!(engine.infer(ids(1, &[1])).await.unwrap_err(), Error::DeviceLost { .. }));
     tokio::time::timeout(LONG, engine.lost()).await.expect("nobody was told");
     let request = Request { model: Some("other".into()), ..ids(4, &[2]) };
-    assert_eq!(engine.embed(request).await.unwrap().rows[0][0], 8.0);
+    assert_eq!(engine.infer(request).await.unwrap().rows[0][0], 8.0);
 }
 
 // ---- one model on several devices ----------------------------------------------------------------------------------
@@ -465,7 +465,7 @@ async fn a_model_goes_on_without_a_lost_device_until_it_has_none() {
     assert_eq!(engine.loss(), None, "the other one is well");
     let num_batches = controls[0].num_batches.load(Ordering::SeqCst);
     for id in 0..10 {
-        assert_eq!(engine.embed(ids(id, &[1])).await.unwrap().rows[0][0], id as f32);
+        assert_eq!(engine.infer(ids(id, &[1])).await.unwrap().rows[0][0], id as f32);
     }
     assert_eq!(controls[0].num_batches.load(Ordering::SeqCst), num_batches, "a lost device is not asked again");
     shown("eremois_device_lost{model=\"fake\",device=\"cuda:0\"} 1\n");
@@ -474,10 +474,10 @@ async fn a_model_goes_on_without_a_lost_device_until_it_has_none() {
     shown("eremois_model_ready{model=\"fake\"} 1\n");
 
     controls[1].lost.store(true, Ordering::SeqCst);
-    let error = engine.embed(ids(1, &[1])).await.unwrap_err();
+    let error = engine.infer(ids(1, &[1])).await.unwrap_err();
     assert!(matches!(error, Error::DeviceLost { .. }), "{error:?}");
     tokio::time::timeout(LONG, engine.lost()).await.expect("nobody was told");
-    let Error::Unhealthy { reason, .. } = engine.embed(ids(1, &[1])).await.unwrap_err() else { panic!("it is let in") };
+    let Error::Unhealthy { reason, .. } = engine.infer(ids(1, &[1])).await.unwrap_err() else { panic!("it is let in") };
     assert!(reason.contains("cuda:0: ") && reason.contains("cuda:1: "), "{reason}");
     shown("eremois_model_ready{model=\"fake\"} 0\n");
     assert_eq!(engine.drain(LONG).await, 0, "every entry has left");
@@ -486,11 +486,11 @@ async fn a_model_goes_on_without_a_lost_device_until_it_has_none() {
 #[tokio::test]
 async fn an_input_that_loses_devices_loses_two_and_no_third() {
     let (engine, _) = engine_on(3, settings()).await;
-    let error = engine.embed(ids(fake::LOSE_ID, &[1])).await.unwrap_err();
+    let error = engine.infer(ids(fake::LOSE_ID, &[1])).await.unwrap_err();
     assert!(matches!(error, Error::DeviceLost { .. }), "{error:?}");
     let num_lost = devices(&engine).iter().filter(|health| matches!(health, Health::Unhealthy(_))).count();
     assert_eq!((num_lost, engine.health()[0].1.clone(), engine.loss()), (2, Health::Ready, None));
-    assert_eq!(engine.embed(ids(4, &[2])).await.unwrap().rows[0][0], 8.0);
+    assert_eq!(engine.infer(ids(4, &[2])).await.unwrap().rows[0][0], 8.0);
 }
 
 #[tokio::test]
@@ -500,12 +500,12 @@ async fn a_device_that_only_fails_its_trials_keeps_the_process_from_ending() {
     controls[0].lost.store(true, Ordering::SeqCst);
     // Both turns, so that each device is asked.
     while devices(&engine).contains(&Health::Ready) {
-        let _ = engine.embed(ids(1, &[1])).await;
+        let _ = engine.infer(ids(1, &[1])).await;
     }
     assert_eq!(engine.loss(), None, "it may pass again");
     controls[1].broken.store(false, Ordering::SeqCst);
     becomes(&engine, |health| *health == Health::Ready).await;
-    assert_eq!(engine.embed(ids(4, &[2])).await.unwrap().rows[0][0], 8.0);
+    assert_eq!(engine.infer(ids(4, &[2])).await.unwrap().rows[0][0], 8.0);
 }
 
 #[tokio::test]
@@ -531,7 +531,7 @@ async fn one_of_two_that_hangs_takes_along_only_what_was_sent_to_it() {
     assert!(!elsewhere.is_finished());
     controls[1].release();
     assert_eq!(answer(elsewhere).await.unwrap().rows[0][0], 2.0);
-    assert_eq!(engine.embed(ids(3, &[1])).await.unwrap().rows[0][0], 3.0);
+    assert_eq!(engine.infer(ids(3, &[1])).await.unwrap().rows[0][0], 3.0);
     assert_eq!((engine.health()[0].1.clone(), engine.loss()), (Health::Ready, None));
 }
 
@@ -542,12 +542,12 @@ async fn what_one_of_two_has_no_memory_for_lowers_the_models_limit() {
     let (engine, controls) = engine_on(2, settings()).await;
     controls[0].memory_tokens.store(40, Ordering::SeqCst);
     // A full batch for each, whichever is the first.
-    let output = engine.embed(ids(7, &[4; 128])).await.unwrap();
+    let output = engine.infer(ids(7, &[4; 128])).await.unwrap();
     assert!(output.rows.len() == 128 && output.rows.iter().all(|row| row[..2] == [28.0, 4.0]), "{:?}", output.rows);
     limit_becomes(&engine, 32).await;
     assert_eq!(devices(&engine), [Health::Ready, Health::Ready]);
     controls.iter().for_each(|c| c.batch_sizes.lock().clear());
-    engine.embed(ids(7, &[4; 64])).await.unwrap();
+    engine.infer(ids(7, &[4; 64])).await.unwrap();
     assert!(controls.iter().all(|c| c.batch_sizes.lock().iter().all(|&num_seqs| num_seqs <= 8)), "of both devices");
     let text = recorder.handle().render();
     for line in [

@@ -13,7 +13,7 @@ use common::fake::{self, Controls};
 use eremois::model::pack::PackedInput;
 use eremois::model::{Backend, InFlight, Rows};
 use eremois::output::Output;
-use eremois::request::{EmbedParams, Input, Priority, Request};
+use eremois::request::{Input, Priority, Request, TaskParams};
 use eremois::serve::policy::BatchLimits;
 use eremois::serve::{Engine, Health, Settings};
 use eremois::{Error, Result};
@@ -61,7 +61,7 @@ fn request(texts: &[&str]) -> Request {
     Request {
         model: None,
         inputs: texts.iter().map(|t| Input::Text(t.to_string())).collect(),
-        params: EmbedParams::default(),
+        params: TaskParams::default(),
         deadline: Instant::now() + LONG,
         priority: Priority::Interactive,
     }
@@ -69,20 +69,20 @@ fn request(texts: &[&str]) -> Request {
 
 /// The first value of each row: the sum of the ids.
 async fn sums(engine: &Engine, texts: &[&str]) -> Result<Vec<f32>> {
-    Ok(engine.embed(request(texts)).await?.rows.iter().map(|row| row[0]).collect())
+    Ok(engine.infer(request(texts)).await?.rows.iter().map(|row| row[0]).collect())
 }
 
 #[tokio::test]
 async fn embeds_texts_and_ids_in_order() {
     let (engine, _) = engine(limits()).await;
-    let output = engine.embed(request(&["w1 w2", "w3", "w4 w5 w6"])).await.unwrap();
+    let output = engine.infer(request(&["w1 w2", "w3", "w4 w5 w6"])).await.unwrap();
     let firsts: Vec<f32> = output.rows.iter().map(|row| row[0]).collect();
     assert_eq!(firsts, [3.0, 3.0, 15.0]);
     assert_eq!((output.usage.num_tokens, output.usage.num_chars), (6, 15));
     assert_eq!(&*output.model, "fake");
 
     let ids = Request { inputs: vec![Input::TokenIds(vec![7, 8])], ..request(&[]) };
-    let output = engine.embed(ids).await.unwrap();
+    let output = engine.infer(ids).await.unwrap();
     assert_eq!(output.rows[0][..2], [15.0, 2.0]);
     assert_eq!((output.usage.num_tokens, output.usage.num_chars), (2, 0));
 }
@@ -106,9 +106,9 @@ async fn names_decide_the_model() {
     let names: Vec<_> = engine.models().iter().map(|m| m.name.to_string()).collect();
     assert_eq!(names, ["b", "a", "c"]);
     assert_eq!(&*engine.model(None).unwrap().name, "b");
-    let output = engine.embed(Request { model: Some("c".into()), ..request(&["w1"]) }).await.unwrap();
+    let output = engine.infer(Request { model: Some("c".into()), ..request(&["w1"]) }).await.unwrap();
     assert_eq!(&*output.model, "c");
-    let error = engine.embed(Request { model: Some("d".into()), ..request(&["w1"]) }).await.unwrap_err();
+    let error = engine.infer(Request { model: Some("d".into()), ..request(&["w1"]) }).await.unwrap_err();
     assert_eq!(error, Error::UnknownModel { model: "d".into(), served: "a, b, c".into() });
     let twice = engine.add(fake::model("a", MAX_SEQ_LEN).0, limits()).unwrap_err();
     assert!(matches!(twice, Error::Invalid { .. }), "{twice}");
@@ -125,10 +125,10 @@ async fn a_bad_request_is_refused_by_name_before_the_device() {
         (request(&["w1", "", "w2"]), "input[1] must not be empty"),
         (request(&["w1", &long]), "input[1] has 65 tokens, the limit is 64"),
         (request(&["w1"; 101]), "input has 101 inputs, the limit is 100"),
-        (params(EmbedParams { dimensions: Some(0), ..Default::default() }), "dimensions: 0 is not in 1 to 8"),
-        (params(EmbedParams { dimensions: Some(9), ..Default::default() }), "dimensions: 9 is not in 1 to 8"),
+        (params(TaskParams { dimensions: Some(0), ..Default::default() }), "dimensions: 0 is not in 1 to 8"),
+        (params(TaskParams { dimensions: Some(9), ..Default::default() }), "dimensions: 9 is not in 1 to 8"),
         (
-            params(EmbedParams { prompt_name: Some("x".into()), ..Default::default() }),
+            params(TaskParams { prompt_name: Some("x".into()), ..Default::default() }),
             "prompt_name: `x` is not a prompt of this model; known: query",
         ),
         (
@@ -136,7 +136,7 @@ async fn a_bad_request_is_refused_by_name_before_the_device() {
             "input[1]: token id 1000 is not in the vocabulary of 1000 tokens",
         ),
     ] {
-        assert_eq!(engine.embed(request).await.unwrap_err().to_string(), expected);
+        assert_eq!(engine.infer(request).await.unwrap_err().to_string(), expected);
     }
     assert!(controls.batch_sizes.lock().is_empty());
     assert_eq!(sums(&engine, &["w1"]).await.unwrap(), [1.0], "and the room they held is free again");
@@ -179,7 +179,7 @@ fn ids(inputs: &[u32]) -> Request {
 /// Puts a request into the queue and returns its answer to come.
 async fn ask(engine: &Arc<Engine>, request: Request) -> JoinHandle<Result<Output>> {
     let engine = engine.clone();
-    let asked = tokio::spawn(async move { engine.embed(request).await });
+    let asked = tokio::spawn(async move { engine.infer(request).await });
     tokio::task::yield_now().await;
     asked
 }
@@ -225,7 +225,7 @@ async fn a_delay_above_zero_waits_for_company_and_no_longer() {
     assert_eq!(*controls.batch_sizes.lock(), [2]);
     // A full batch waits for nobody, whatever the delay.
     engine.set_limits("fake", BatchLimits { max_queue_delay: LONG * 10, ..limits() }).unwrap();
-    engine.embed(ids(&[1; 8])).await.unwrap();
+    engine.infer(ids(&[1; 8])).await.unwrap();
 }
 
 #[tokio::test]
@@ -247,7 +247,7 @@ async fn a_deadline_is_told_in_time_by_a_busy_server_and_its_entry_is_not_comput
     let asked = ask_behind_a_busy_device(&engine, 1..2).await;
     let timeout = Duration::from_millis(40);
     let start = Instant::now();
-    let error = engine.embed(Request { deadline: start + timeout, ..ids(&[5]) }).await.unwrap_err();
+    let error = engine.infer(Request { deadline: start + timeout, ..ids(&[5]) }).await.unwrap_err();
     assert!(matches!(error, Error::Deadline { timeout: told } if told <= timeout), "{error:?}");
     assert!(start.elapsed() >= timeout);
     drop(step);
@@ -256,7 +256,7 @@ async fn a_deadline_is_told_in_time_by_a_busy_server_and_its_entry_is_not_comput
     }
     assert_eq!(*controls.batch_sizes.lock(), [1, 1]);
     let past = Request { deadline: Instant::now(), ..request(&["w1"]) };
-    assert!(matches!(engine.embed(past).await.unwrap_err(), Error::Deadline { .. }));
+    assert!(matches!(engine.infer(past).await.unwrap_err(), Error::Deadline { .. }));
 }
 
 #[tokio::test]
@@ -264,18 +264,18 @@ async fn a_full_queue_refuses_whole_requests_and_says_when_to_come_again() {
     let full = BatchLimits { max_queue_size: 3, ..limits() };
     let (engine, controls, step) = stepped(full, settings()).await;
     let mut asked = ask_behind_a_busy_device(&engine, 1..3).await;
-    let error = engine.embed(ids(&[7, 8])).await.unwrap_err();
+    let error = engine.infer(ids(&[7, 8])).await.unwrap_err();
     let Error::QueueFull { limit: 3, retry_after, .. } = error else { panic!("{error:?}") };
     assert!(retry_after > Duration::ZERO);
     asked.push(ask(&engine, ids(&[3])).await);
-    assert!(matches!(engine.embed(ids(&[9])).await.unwrap_err(), Error::QueueFull { .. }));
-    assert!(matches!(engine.embed(ids(&[1; 4])).await.unwrap_err(), Error::TooLarge { limit: 3, .. }));
+    assert!(matches!(engine.infer(ids(&[9])).await.unwrap_err(), Error::QueueFull { .. }));
+    assert!(matches!(engine.infer(ids(&[1; 4])).await.unwrap_err(), Error::TooLarge { limit: 3, .. }));
     drop(step);
     for asked in asked {
         answer(asked).await.unwrap();
     }
     assert_eq!(*controls.batch_sizes.lock(), [1, 3], "nothing of the refused requests");
-    engine.embed(ids(&[7, 8])).await.unwrap();
+    engine.infer(ids(&[7, 8])).await.unwrap();
 }
 
 #[tokio::test]
@@ -318,7 +318,7 @@ async fn a_bad_input_fails_its_whole_request_also_across_batches() {
     let (engine, _) = engine(limits()).await;
     let mut inputs = vec![1; 50];
     inputs[30] = fake::FAIL_ID;
-    assert!(matches!(engine.embed(ids(&inputs)).await.unwrap_err(), Error::Forward { .. }));
+    assert!(matches!(engine.infer(ids(&inputs)).await.unwrap_err(), Error::Forward { .. }));
     assert_eq!(engine.drain(LONG).await, 0, "and leaves nothing behind");
 }
 
@@ -353,7 +353,7 @@ async fn a_hung_device_is_unhealthy_until_it_answers() {
     let (engine, _, step) = stepped(limits(), settings).await;
     let asked = ask(&engine, ids(&[1])).await;
     wait_for(&engine, |health| matches!(health, Health::Unhealthy(_))).await;
-    assert!(matches!(engine.embed(ids(&[2])).await.unwrap_err(), Error::Unhealthy { .. }));
+    assert!(matches!(engine.infer(ids(&[2])).await.unwrap_err(), Error::Unhealthy { .. }));
     drop(step);
     answer(asked).await.unwrap();
     wait_for(&engine, |health| *health == Health::Ready).await;
@@ -367,7 +367,7 @@ async fn warms_up_at_the_limits_before_it_is_ready() {
     fake::wrap(&mut model, |inner| Stepped { inner, words: Mutex::new(words) });
     engine.add(model, limits()).unwrap();
     assert_eq!(engine.health()[0].1, Health::Loading);
-    assert!(matches!(engine.embed(ids(&[1])).await.unwrap_err(), Error::Loading { .. }));
+    assert!(matches!(engine.infer(ids(&[1])).await.unwrap_err(), Error::Loading { .. }));
     drop(step);
     wait_for(&engine, |health| *health == Health::Ready).await;
     assert_eq!(*controls.batch_sizes.lock(), [1, 4], "one short sequence, and 256 tokens in sequences of 64");
@@ -383,7 +383,7 @@ async fn a_drain_refuses_new_work_and_finishes_what_was_accepted() {
     });
     tokio::task::yield_now().await;
     assert_eq!(engine.health()[0].1, Health::Draining);
-    assert_eq!(engine.embed(ids(&[1])).await.unwrap_err(), Error::Draining);
+    assert_eq!(engine.infer(ids(&[1])).await.unwrap_err(), Error::Draining);
     assert_eq!(engine.tokenize(None, vec!["w1".into()], false).await.unwrap_err(), Error::Draining);
     assert!(!drain.is_finished());
     drop(step);
@@ -412,7 +412,7 @@ async fn limits_change_while_it_serves() {
     let smaller = BatchLimits { max_batch_size: 5, max_queue_size: 12, ..limits() };
     engine.set_limits("fake", smaller.clone()).unwrap();
     assert_eq!(*engine.limits(None).unwrap(), smaller);
-    assert!(matches!(engine.embed(ids(&[1])).await.unwrap_err(), Error::QueueFull { limit: 12, .. }));
+    assert!(matches!(engine.infer(ids(&[1])).await.unwrap_err(), Error::QueueFull { limit: 12, .. }));
     let bad = engine.set_limits("fake", BatchLimits { max_batch_tokens: MAX_SEQ_LEN - 1, ..limits() }).unwrap_err();
     assert!(bad.to_string().starts_with("max_batch_tokens"), "{bad}");
     assert!(matches!(engine.set_limits("other", limits()), Err(Error::UnknownModel { .. })));
@@ -482,7 +482,7 @@ async fn the_next_batch_is_launched_before_the_last_is_finished() {
 async fn phases_say_where_the_time_went() {
     let (engine, controls) = engine(limits()).await;
     *controls.per_batch.lock() = Duration::from_millis(20);
-    let phases = engine.embed(request(&["w1", "w2"])).await.unwrap().phases;
+    let phases = engine.infer(request(&["w1", "w2"])).await.unwrap().phases;
     assert!(phases.inference >= Duration::from_millis(20), "{phases:?}");
     assert!(phases.total >= phases.tokenize + phases.queue + phases.inference, "{phases:?}");
 }
@@ -524,7 +524,7 @@ async fn every_ticket_is_answered_once_under_stress() {
                         _ => {}
                     }
                     let is_cancelled = rng.random_range(0..10) == 0;
-                    let mut embed = Box::pin(engine.embed(request));
+                    let mut embed = Box::pin(engine.infer(request));
                     if is_cancelled {
                         // Polled a few times, then dropped wherever it is.
                         for _ in 0..rng.random_range(0..3) {
@@ -568,22 +568,22 @@ async fn a_request_that_would_only_wait_for_its_deadline_is_refused_at_once() {
     let (engine, controls) = engine(BatchLimits { max_queue_size: 1000, ..limits() }).await;
     *controls.per_batch.lock() = Duration::from_millis(100);
     for id in 0..20 {
-        engine.embed(ids(&[id])).await.unwrap(); // the cost of a batch is learned
+        engine.infer(ids(&[id])).await.unwrap(); // the cost of a batch is learned
     }
     let waiting: Vec<_> = (0..80)
         .map(|id| {
             let engine = engine.clone();
-            tokio::spawn(async move { engine.embed(ids(&[id])).await })
+            tokio::spawn(async move { engine.infer(ids(&[id])).await })
         })
         .collect();
     tokio::time::sleep(Duration::from_millis(50)).await;
     let start = Instant::now();
     let short = Request { deadline: start + Duration::from_millis(300), ..ids(&[7]) };
-    let error = engine.embed(short).await.unwrap_err();
+    let error = engine.infer(short).await.unwrap_err();
     let Error::Overloaded { expected, timeout, retry_after, .. } = error else { panic!("{error:?}") };
     assert!(start.elapsed() < Duration::from_millis(200), "told after {:?}", start.elapsed());
     assert!(expected > timeout && retry_after > timeout, "{expected:?}, {timeout:?}, {retry_after:?}");
-    engine.embed(ids(&[8])).await.expect("there is time for this one");
+    engine.infer(ids(&[8])).await.expect("there is time for this one");
     for task in waiting {
         task.await.unwrap().unwrap();
     }
@@ -602,7 +602,7 @@ async fn overload_wastes_no_device_time() {
         for id in 0..80 {
             let engine = engine.clone();
             tasks.push(tokio::spawn(async move {
-                engine.embed(Request { deadline: Instant::now() + timeout, ..ids(&[id]) }).await
+                engine.infer(Request { deadline: Instant::now() + timeout, ..ids(&[id]) }).await
             }));
         }
         tokio::time::sleep_until((start + Duration::from_millis(10) * tick).into()).await;

@@ -83,13 +83,7 @@ pub fn renamed(error: Error, name: &str) -> Error {
         Some(rest) if rest.is_empty() || rest.starts_with('[') => format!("{name}{rest}"),
         _ => field,
     };
-    match error {
-        Error::Malformed { field, reason } => Error::Malformed { field: ours(field), reason },
-        Error::Empty { field } => Error::Empty { field: ours(field) },
-        Error::Invalid { field, reason } => Error::Invalid { field: ours(field), reason },
-        Error::TooLarge { field, got, limit, unit } => Error::TooLarge { field: ours(field), got, limit, unit },
-        other => other,
-    }
+    error.with_field(ours)
 }
 
 /// An element of the outer list.

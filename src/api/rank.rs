@@ -18,7 +18,7 @@ use super::tei::heads::{Query, answer, ranked, told};
 use crate::Result;
 use crate::inference::CacheUse;
 use crate::inference::outcome::number;
-use crate::request::{EmbedParams, Priority, Request as Embed, Truncation, TruncationDirection};
+use crate::request::{Priority, Request as Embed, TaskParams, Truncation, TruncationDirection};
 
 /// The routes of both protocols.
 pub fn routes() -> Router<ApiState> {
@@ -94,7 +94,7 @@ pub async fn answered(
         Document::Text(text) | Document::Object { text } => text,
     };
     let texts: Vec<String> = documents.into_iter().map(text).collect();
-    let params = EmbedParams { truncation: Truncation::Cut(TruncationDirection::Right), ..EmbedParams::default() };
+    let params = TaskParams { truncation: Truncation::Cut(TruncationDirection::Right), ..TaskParams::default() };
     let asked = Query { model, query: &query, texts: &texts, field: "documents" };
     let request = Embed { deadline, priority, ..asked.request(state, params)? };
     let source = if dialect == Dialect::Jina { "jina" } else { "cohere" };

@@ -21,7 +21,7 @@ use super::phases::{Served, attach};
 use super::status::{Fault, Kind};
 use super::{ApiState, body, write};
 use crate::model::ModelInfo;
-use crate::request::{EmbedParams, Input, Request as Embed, Task, Truncation, TruncationDirection};
+use crate::request::{Input, Request as Embed, Task, TaskParams, Truncation, TruncationDirection};
 use crate::{Error, Result};
 
 /// The routes of text-embeddings-inference's protocol.
@@ -105,7 +105,7 @@ pub async fn embed(State(state): State<ApiState>, request: Request) -> Result<Re
 
 async fn embed_call(state: &ApiState, call: Call<EmbedBody>, media: Media) -> Result<Response, Fault> {
     let Call { body, deadline, cache_use, priority, .. } = call;
-    let params = EmbedParams {
+    let params = TaskParams {
         task: Task::Embed,
         normalize: Some(body.normalize.unwrap_or(true)),
         dimensions: body.dimensions,
@@ -115,7 +115,7 @@ async fn embed_call(state: &ApiState, call: Call<EmbedBody>, media: Media) -> Re
     let form = Form::of(body.encoding_format, body.dtype, None)?;
     let inputs = body.inputs.checked("inputs", state.settings.max_client_batch_size)?;
     let request = Embed { model: None, inputs, params, deadline, priority };
-    let computed = state.keeper.embed(request, cache_use, "tei", None).await.map_err(rename)?;
+    let computed = state.keeper.infer(request, cache_use, "tei", None).await.map_err(rename)?;
     let served = Served::of(&computed);
     let mut response = forms::rows(computed.rows, form, media).await?;
     attach(&mut response, served);
@@ -162,7 +162,7 @@ async fn similarity_call(state: &ApiState, call: Call<SimilarityBody>) -> Result
     // One place of the limit is the source sentence's.
     let limit = state.settings.max_client_batch_size.saturating_sub(1).max(1);
     check_count("inputs.sentences", inputs.sentences.len(), limit)?;
-    let params = EmbedParams {
+    let params = TaskParams {
         task: Task::Embed,
         normalize: Some(true),
         dimensions: None,
@@ -171,7 +171,7 @@ async fn similarity_call(state: &ApiState, call: Call<SimilarityBody>) -> Result
     };
     let texts = std::iter::once(inputs.source_sentence).chain(inputs.sentences).map(Input::Text).collect();
     let request = Embed { model: None, inputs: texts, params, deadline, priority };
-    let computed = state.keeper.embed(request, cache_use, "tei", None).await.map_err(rename_similarity)?;
+    let computed = state.keeper.infer(request, cache_use, "tei", None).await.map_err(rename_similarity)?;
     let served = Served::of(&computed);
     let cosines = match computed.rows.split_first() {
         // The rows are of length 1, so the product is the cosine.
@@ -195,12 +195,7 @@ fn rename_similarity(error: Error) -> Error {
             _ => field,
         }
     };
-    match error {
-        Error::Empty { field } => Error::Empty { field: ours(field) },
-        Error::Invalid { field, reason } => Error::Invalid { field: ours(field), reason },
-        Error::TooLarge { field, got, limit, unit } => Error::TooLarge { field: ours(field), got, limit, unit },
-        other => other,
-    }
+    error.with_field(ours)
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {

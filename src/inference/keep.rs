@@ -4,7 +4,7 @@
 //! Submission ─▶ key taken? ─▶ its record            (a request that was sent again)
 //!                   │ free
 //!                   ▼
-//!            Inferences::embed ─▶ record ─▶ Durable::put ─▶ answered
+//!            Inferences::infer ─▶ record ─▶ Durable::put ─▶ answered
 //! ```
 
 use std::collections::BTreeMap;
@@ -109,8 +109,8 @@ impl Keeper {
     /// Computes for a compatible protocol, and keeps the result where the settings keep everybody's: in a record of this
     /// id, so that what is computed twice is kept once, or in a new one.
     ///
-    /// Errors: those of [`Inferences::embed`] and, where the result is kept, of [`Keeper::run`].
-    pub async fn embed(
+    /// Errors: those of [`Inferences::infer`] and, where the result is kept, of [`Keeper::run`].
+    pub async fn infer(
         &self,
         request: Request,
         cache_use: CacheUse,
@@ -118,7 +118,7 @@ impl Keeper {
         id: Option<InferenceId>,
     ) -> Result<Computed> {
         if self.settings.scope != Scope::All {
-            return self.inferences.embed(request, cache_use).await;
+            return self.inferences.infer(request, cache_use).await;
         }
         let submission = Submission {
             parameters: parameters_of(&request.params),
@@ -138,7 +138,7 @@ impl Keeper {
     ///
     /// A failure of the computation is kept too, as far as the store takes it, but never under the idempotency key: the
     /// client may try again. What was refused before anything was done for it leaves no record.
-    /// Errors: those of [`Inferences::embed`]; `StoreUnavailable` and `JournalFull` where the result cannot be kept;
+    /// Errors: those of [`Inferences::infer`]; `StoreUnavailable` and `JournalFull` where the result cannot be kept;
     /// `Invalid` for a key that came with another request before, `Conflict` for one whose request is being computed.
     pub async fn run(&self, submission: Submission) -> Result<Kept> {
         self.run_as(InferenceId::new(), submission).await
@@ -155,7 +155,7 @@ impl Keeper {
             return Ok(Kept { record, computed: None });
         }
         let request = submission.request.clone();
-        let result = self.inferences.embed(request, submission.cache_use).await;
+        let result = self.inferences.infer(request, submission.cache_use).await;
         match result {
             Ok(computed) => {
                 let record = succeeded(id, &submission, hash, &computed, self.settings.input);

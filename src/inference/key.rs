@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::model::ModelInfo;
-use crate::request::{EmbedParams, Input, Task, Truncation, TruncationDirection};
+use crate::request::{Input, Task, TaskParams, Truncation, TruncationDirection};
 use crate::store::cache::{CacheKey, KeyState};
 
 /// Before everything that is hashed. The number is raised when the form of what follows changes.
@@ -41,8 +41,8 @@ impl RowLen {
 
 impl Form {
     /// `None` for parameters that this model does not take: the engine says what is wrong with them.
-    pub fn of(info: &ModelInfo, params: &EmbedParams) -> Option<Self> {
-        let EmbedParams { task, normalize, dimensions, truncation, prompt_name } = params;
+    pub fn of(info: &ModelInfo, params: &TaskParams) -> Option<Self> {
+        let TaskParams { task, normalize, dimensions, truncation, prompt_name } = params;
         let dimensions = dimensions.unwrap_or(info.hidden_size);
         if dimensions == 0 || dimensions > info.hidden_size || !info.does(task) {
             return None;
@@ -196,32 +196,32 @@ mod tests {
         }
     }
 
-    fn key(info: &ModelInfo, params: EmbedParams) -> CacheKey {
+    fn key(info: &ModelInfo, params: TaskParams) -> CacheKey {
         Form::of(info, &params).expect("parameters the model takes").key(&Input::Text("a".into()))
     }
 
     #[test]
     fn everything_that_decides_a_result_is_in_its_name() {
-        let plain = EmbedParams::default;
-        let cut = |direction| EmbedParams { truncation: Truncation::Cut(direction), ..plain() };
-        let prompt = |name: &str| EmbedParams { prompt_name: Some(name.into()), ..plain() };
+        let plain = TaskParams::default;
+        let cut = |direction| TaskParams { truncation: Truncation::Cut(direction), ..plain() };
+        let prompt = |name: &str| TaskParams { prompt_name: Some(name.into()), ..plain() };
         let filler = ModelInfo { task: "fill_mask".into(), ..info() };
-        let fill = |top_k, targets| EmbedParams { task: Task::FillMask { top_k, targets }, ..plain() };
+        let fill = |top_k, targets| TaskParams { task: Task::FillMask { top_k, targets }, ..plain() };
         let mut keys = vec![
             key(&info(), plain()),
             key(&ModelInfo { name: "n".into(), ..info() }, plain()),
             key(&ModelInfo { version: "2".into(), ..info() }, plain()),
             key(&ModelInfo { fingerprint: "g".into(), ..info() }, plain()),
-            key(&info(), EmbedParams { task: Task::EmbedAll, ..plain() }),
-            key(&filler, EmbedParams { task: Task::Sparse, ..plain() }),
-            key(&ModelInfo { task: "sparse".into(), ..info() }, EmbedParams { task: Task::Sparse, ..plain() }),
+            key(&info(), TaskParams { task: Task::EmbedAll, ..plain() }),
+            key(&filler, TaskParams { task: Task::Sparse, ..plain() }),
+            key(&ModelInfo { task: "sparse".into(), ..info() }, TaskParams { task: Task::Sparse, ..plain() }),
             key(&filler, fill(5, None)),
             key(&filler, fill(6, None)),
             key(&filler, fill(5, Some([5].into()))),
             key(&filler, fill(5, Some([6].into()))),
             key(&filler, fill(5, Some([5, 6].into()))),
-            key(&info(), EmbedParams { normalize: Some(false), ..plain() }),
-            key(&info(), EmbedParams { dimensions: Some(4), ..plain() }),
+            key(&info(), TaskParams { normalize: Some(false), ..plain() }),
+            key(&info(), TaskParams { dimensions: Some(4), ..plain() }),
             key(&info(), cut(TruncationDirection::Left)),
             key(&info(), cut(TruncationDirection::Right)),
             key(&info(), prompt("query")),
@@ -238,24 +238,24 @@ mod tests {
 
     #[test]
     fn what_is_said_and_what_is_meant_by_default_are_one() {
-        let plain = key(&info(), EmbedParams::default());
-        assert_eq!(key(&info(), EmbedParams { normalize: Some(true), ..EmbedParams::default() }), plain);
-        assert_eq!(key(&info(), EmbedParams { dimensions: Some(8), ..EmbedParams::default() }), plain);
-        let prompt = |name: &str| EmbedParams { prompt_name: Some(name.into()), ..EmbedParams::default() };
+        let plain = key(&info(), TaskParams::default());
+        assert_eq!(key(&info(), TaskParams { normalize: Some(true), ..TaskParams::default() }), plain);
+        assert_eq!(key(&info(), TaskParams { dimensions: Some(8), ..TaskParams::default() }), plain);
+        let prompt = |name: &str| TaskParams { prompt_name: Some(name.into()), ..TaskParams::default() };
         assert_eq!(key(&info(), prompt("query")), key(&info(), prompt("same")));
         let with_default = ModelInfo { default_prompt: Some("doc".into()), ..info() };
-        assert_eq!(key(&with_default, EmbedParams::default()), key(&info(), prompt("doc")));
+        assert_eq!(key(&with_default, TaskParams::default()), key(&info(), prompt("doc")));
     }
 
     #[test]
     fn bad_parameters_have_no_name() {
         for dimensions in [0, 9] {
-            let params = EmbedParams { dimensions: Some(dimensions), ..EmbedParams::default() };
+            let params = TaskParams { dimensions: Some(dimensions), ..TaskParams::default() };
             assert_eq!(Form::of(&info(), &params), None);
         }
-        let params = EmbedParams { prompt_name: Some("nobody's".into()), ..EmbedParams::default() };
+        let params = TaskParams { prompt_name: Some("nobody's".into()), ..TaskParams::default() };
         assert_eq!(Form::of(&info(), &params), None);
-        assert_eq!(Form::of(&info(), &EmbedParams { task: Task::Classify, ..EmbedParams::default() }), None);
+        assert_eq!(Form::of(&info(), &TaskParams { task: Task::Classify, ..TaskParams::default() }), None);
     }
 
     fn encoded(inputs: &[Input]) -> Vec<u8> {

@@ -4,7 +4,7 @@
 //! Request ─▶ key of each input ─▶ peek ─▶ all there: answered
 //!                                  │ missing
 //!                                  ▼
-//!               flights: lead ─▶ Cache::get ─▶ Engine::embed, all that are missing in one request ─▶ put ─▶ merge
+//!               flights: lead ─▶ Cache::get ─▶ Engine::infer, all that are missing in one request ─▶ put ─▶ merge
 //!                        wait ─▶ the result of another request, or its turn to lead                        ─▶ merge
 //! ```
 //!
@@ -29,7 +29,7 @@ use async_trait::async_trait;
 use crate::Result;
 use crate::model::ModelInfo;
 use crate::output::{Output, Phases, Row, Usage};
-use crate::request::{EmbedParams, Input, Request, Task};
+use crate::request::{Input, Request, Task, TaskParams};
 use crate::serve::Engine;
 use crate::store::cache::{Cache, CacheKey, CachedItem};
 use flight::Flights;
@@ -105,8 +105,8 @@ impl Inferences {
 
     /// Embeddings of the request's inputs. Dropping the future leaves what it computes to others who wait for it.
     ///
-    /// Errors: those of [`Engine::embed`], which name an input by its place in this request.
-    pub async fn embed(&self, request: Request, cache_use: CacheUse) -> Result<Computed> {
+    /// Errors: those of [`Engine::infer`], which name an input by its place in this request.
+    pub async fn infer(&self, request: Request, cache_use: CacheUse) -> Result<Computed> {
         let start = Instant::now();
         let info = self.engine.model(request.model.as_deref())?;
         let caching = self.caching.as_ref().filter(|_| cache_use != CacheUse::Bypass);
@@ -116,7 +116,7 @@ impl Inferences {
         let named = caching.filter(can_name).and_then(|caching| Some((caching, Form::of(&info, &request.params)?)));
         let Some((caching, form)) = named else {
             let task = request.params.task.clone();
-            let Output { model: _, rows, num_tokens: _, usage, phases } = self.engine.embed(request).await?;
+            let Output { model: _, rows, num_tokens: _, usage, phases } = self.engine.infer(request).await?;
             let rows = rows.into_iter().map(Row::Own).collect();
             return Ok(Computed { info, task, rows, usage, phases, num_cached: None });
         };
@@ -138,7 +138,7 @@ impl Inferences {
     ///
     /// `None` where this version of the model is not served, or does not take these parameters: then nobody can name
     /// them any more, and they go when their time is over.
-    pub fn keys(&self, model: &str, version: &str, params: &EmbedParams, inputs: &[Input]) -> Option<Vec<CacheKey>> {
+    pub fn keys(&self, model: &str, version: &str, params: &TaskParams, inputs: &[Input]) -> Option<Vec<CacheKey>> {
         let info = self.engine.model(Some(model)).ok().filter(|info| info.version == version)?;
         let form = Form::of(&info, params)?;
         Some(inputs.iter().map(|input| form.key(input)).collect())

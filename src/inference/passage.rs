@@ -11,7 +11,7 @@ use super::key::{Distinct, Form};
 use super::{CacheUse, Caching, Computed, Through};
 use crate::model::ModelInfo;
 use crate::output::{Output, Phases, Row, Usage};
-use crate::request::{EmbedParams, Input, Priority, Request};
+use crate::request::{Input, Priority, Request, TaskParams};
 use crate::serve::Engine;
 use crate::store::cache::{CacheKey, CachedItem, CachedValue};
 use crate::{Error, Result};
@@ -25,7 +25,7 @@ pub(super) struct Passage<'a> {
     through: Through<'a>,
     info: Arc<ModelInfo>,
     form: Form,
-    params: EmbedParams,
+    params: TaskParams,
     start: Instant,
     deadline: Instant,
     priority: Priority,
@@ -248,7 +248,7 @@ async fn compute(
     duties: Vec<Duty>,
 ) -> (Vec<usize>, Result<(Vec<CachedItem>, Phases)>) {
     let asked = duties.iter().map(|duty| duty.which).collect();
-    let Output { rows, num_tokens, phases, .. } = match engine.embed(request).await {
+    let Output { rows, num_tokens, phases, .. } = match engine.infer(request).await {
         Ok(output) => output,
         Err(error) => return (asked, Err(error)),
     };
@@ -302,13 +302,8 @@ fn by_place(error: Error, places: &[usize], num_inputs: usize) -> Error {
         }
     };
     match error {
-        Error::Malformed { field, reason } => Error::Malformed { field: ours(field), reason },
-        Error::Empty { field } => Error::Empty { field: ours(field) },
-        Error::Invalid { field, reason } => Error::Invalid { field: ours(field), reason },
-        Error::TooLarge { field, got, limit, unit } if unit != "inputs" => {
-            Error::TooLarge { field: ours(field), got, limit, unit }
-        }
-        other => other,
+        Error::TooLarge { unit: "inputs", .. } => error,
+        _ => error.with_field(ours),
     }
 }
 

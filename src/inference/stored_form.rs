@@ -2,7 +2,7 @@
 
 use super::keep::KeptInput;
 use crate::model::DEFAULT_TOP_K;
-use crate::request::{EmbedParams, Input, Task, Truncation, TruncationDirection};
+use crate::request::{Input, Task, TaskParams, Truncation, TruncationDirection};
 use crate::store::record::StoredInput;
 
 /// Inputs as they are kept: a list of texts, of pairs of texts and of lists of token ids.
@@ -46,7 +46,7 @@ pub fn stored_input(inputs: &[Input], kept: KeptInput) -> StoredInput {
 }
 
 /// The parameters of a request as an object, in the application API's words; what is left to the model is left out.
-pub fn parameters_of(params: &EmbedParams) -> serde_json::Value {
+pub fn parameters_of(params: &TaskParams) -> serde_json::Value {
     let mut object = serde_json::Map::new();
     if params.task != Task::Embed {
         object.insert("task".to_string(), params.task.as_str().into());
@@ -82,7 +82,7 @@ fn id(value: &serde_json::Value) -> Option<u32> {
 }
 
 /// The way back from [`parameters_of`], for records that this server wrote.
-pub fn params_of(parameters: &serde_json::Value) -> EmbedParams {
+pub fn params_of(parameters: &serde_json::Value) -> TaskParams {
     let truncation = match parameters["truncate"].as_str() {
         Some("right") => Truncation::Cut(TruncationDirection::Right),
         Some("left") => Truncation::Cut(TruncationDirection::Left),
@@ -99,7 +99,7 @@ pub fn params_of(parameters: &serde_json::Value) -> EmbedParams {
         }
         _ => Task::Embed,
     };
-    EmbedParams {
+    TaskParams {
         task,
         normalize: parameters["normalize"].as_bool(),
         dimensions: parameters["dimensions"].as_u64().and_then(|n| usize::try_from(n).ok()),
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn parameters_come_back_as_they_were_kept() {
-        let params = EmbedParams {
+        let params = TaskParams {
             task: Task::FillMask { top_k: 3, targets: Some([7, 9].into()) },
             normalize: Some(false),
             dimensions: Some(64),
@@ -136,7 +136,7 @@ mod tests {
             prompt_name: Some("query".into()),
         };
         assert_eq!(params_of(&parameters_of(&params)), params);
-        assert_eq!(params_of(&parameters_of(&EmbedParams::default())), EmbedParams::default());
-        assert_eq!(parameters_of(&EmbedParams::default()), serde_json::json!({}));
+        assert_eq!(params_of(&parameters_of(&TaskParams::default())), TaskParams::default());
+        assert_eq!(parameters_of(&TaskParams::default()), serde_json::json!({}));
     }
 }

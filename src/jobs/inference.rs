@@ -254,7 +254,7 @@ impl Handler for Inference {
         };
         let begun = Instant::now();
         let info = self.keeper.inferences().model(request.model.as_deref());
-        let error = match self.keeper.inferences().embed(request, cache_use).await {
+        let error = match self.keeper.inferences().infer(request, cache_use).await {
             Ok(computed) => return self.end(completed(record, &computed)).await,
             Err(error) => error,
         };

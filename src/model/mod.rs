@@ -156,7 +156,7 @@ pub struct ModelInfo {
     /// Longest sequence in tokens, special tokens included.
     pub max_seq_len: usize,
     pub pooling: pack::Pooling,
-    /// What `EmbedParams::normalize: None` means.
+    /// What `TaskParams::normalize: None` means.
     pub normalize: bool,
     /// Prompt name to prompt text.
     pub prompts: BTreeMap<String, String>,

@@ -122,9 +122,9 @@ impl Engine {
     ///
     /// Errors: those of the request, `QueueFull`, `Loading`, `Draining`, `Unhealthy`, `Deadline`, `Forward`.
     /// One bad input fails its own request only.
-    pub async fn embed(&self, request: Request) -> Result<Output> {
+    pub async fn infer(&self, request: Request) -> Result<Output> {
         let start = Instant::now();
-        self.find(request.model.as_deref())?.embed(request, start).await
+        self.find(request.model.as_deref())?.infer(request, start).await
     }
 
     /// What can be said of a request before it is tokenised, for one that is computed later.

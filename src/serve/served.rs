@@ -21,7 +21,7 @@ use crate::model::encode::{Encoder, Encoding};
 use crate::model::pack::{RowSpec, Wanted};
 use crate::model::{LoadedModel, ModelInfo};
 use crate::output::{Output, Phases, Usage};
-use crate::request::{EmbedParams, Input, Priority, Request, Task, Truncation};
+use crate::request::{Input, Priority, Request, Task, TaskParams, Truncation};
 use crate::{Error, Result};
 
 /// Token-id inputs of up to this many ids are checked and copied right where they are: it takes
@@ -95,21 +95,21 @@ impl Served {
         &self.encoder
     }
 
-    /// See [`super::Engine::embed`].
-    pub async fn embed(&self, request: Request, start: Instant) -> Result<Output> {
+    /// See [`super::Engine::infer`].
+    pub async fn infer(&self, request: Request, start: Instant) -> Result<Output> {
         let mut ending = Ending { metrics: &self.metrics, class: request.priority, outcome: Outcome::Cancelled };
-        let result = self.embed_uncounted(request, start).await;
+        let result = self.infer_uncounted(request, start).await;
         ending.outcome = outcome_of(&result);
         self.tally.ended(&result, start.elapsed());
         result
     }
 
     /// Errors: `Invalid` for parameters that this model does not take.
-    pub fn check(&self, params: &EmbedParams) -> Result<()> {
+    pub fn check(&self, params: &TaskParams) -> Result<()> {
         Form::of(&self.info, params).map(drop)
     }
 
-    async fn embed_uncounted(&self, request: Request, start: Instant) -> Result<Output> {
+    async fn infer_uncounted(&self, request: Request, start: Instant) -> Result<Output> {
         let Request { model: _, inputs, params, deadline, priority } = request;
         let form = Form::of(&self.info, &params)?;
         let num_inputs = inputs.len();
@@ -287,7 +287,7 @@ struct Form {
 }
 
 impl Form {
-    fn of(info: &ModelInfo, params: &EmbedParams) -> Result<Self> {
+    fn of(info: &ModelInfo, params: &TaskParams) -> Result<Self> {
         let invalid = |field: &str, reason: String| Error::Invalid { field: field.to_string(), reason };
         if !info.does(&params.task) {
             let (name, does, asked) = (&info.name, &info.task, params.task.as_str());

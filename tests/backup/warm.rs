@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use eremois::inference::warm::{History, Range, Sink, Warmed, warm};
 use eremois::inference::{CacheUse, Computed};
-use eremois::request::{EmbedParams, Input, Priority, Request, Truncation, TruncationDirection};
+use eremois::request::{Input, Priority, Request, TaskParams, Truncation, TruncationDirection};
 use eremois::store::Records;
 use eremois::store::cache::{Cache, CacheKey, CachedItem};
 use eremois::store::layers::Layers;
@@ -37,10 +37,10 @@ async fn ask(server: &http::Server, body: Value) -> Value {
     answer.json()
 }
 
-async fn embed(server: &http::Server, inputs: Vec<Input>, params: EmbedParams) -> Computed {
+async fn embed(server: &http::Server, inputs: Vec<Input>, params: TaskParams) -> Computed {
     let deadline = std::time::Instant::now() + LONG;
     let request = Request { model: None, inputs, params, priority: Priority::default(), deadline };
-    server.inferences.embed(request, CacheUse::Full).await.expect("all of it is good")
+    server.inferences.infer(request, CacheUse::Full).await.expect("all of it is good")
 }
 
 async fn fill(server: &http::Server, store: &Memory) -> Warmed {
@@ -70,11 +70,11 @@ async fn what_was_recorded_is_found_by_another_server() {
     let before = second.controls.num_seqs();
     let cut = Truncation::Cut(TruncationDirection::Left);
     for (inputs, params) in [
-        (texts(&["w5", "w1 w2"]), EmbedParams::default()),
-        (texts(&["w7"]), EmbedParams { dimensions: Some(4), ..EmbedParams::default() }),
-        (texts(&["w9"]), EmbedParams { prompt_name: Some("query".into()), ..EmbedParams::default() }),
-        (texts(&["w1 w2", &long]), EmbedParams { truncation: cut, ..EmbedParams::default() }),
-        (vec![Input::TokenIds(vec![4, 5, 6])], EmbedParams::default()),
+        (texts(&["w5", "w1 w2"]), TaskParams::default()),
+        (texts(&["w7"]), TaskParams { dimensions: Some(4), ..TaskParams::default() }),
+        (texts(&["w9"]), TaskParams { prompt_name: Some("query".into()), ..TaskParams::default() }),
+        (texts(&["w1 w2", &long]), TaskParams { truncation: cut, ..TaskParams::default() }),
+        (vec![Input::TokenIds(vec![4, 5, 6])], TaskParams::default()),
     ] {
         let found = embed(&second, inputs.clone(), params.clone()).await;
         assert_eq!(found.num_cached, Some(inputs.len()), "{inputs:?}");
@@ -127,7 +127,7 @@ async fn nothing_is_made_of_records_that_may_be_another_result() {
         };
         assert_eq!(warmed, expected, "{record:?}");
     }
-    assert_eq!(embed(&second, texts(&["w1"]), EmbedParams::default()).await.num_cached, Some(0));
+    assert_eq!(embed(&second, texts(&["w1"]), TaskParams::default()).await.num_cached, Some(0));
 }
 
 #[tokio::test]
@@ -140,8 +140,8 @@ async fn the_newest_are_read_and_no_more_than_asked_for() {
     let known = second.inferences.known();
     let warmed = warm(&known, first.store.as_ref(), second.inferences.as_ref(), range, &|_| {}).await.unwrap();
     assert_eq!((warmed.num_records, warmed.num_items), (120, 120));
-    assert_eq!(embed(&second, texts(&["w249", "w130"]), EmbedParams::default()).await.num_cached, Some(2));
-    assert_eq!(embed(&second, texts(&["w129"]), EmbedParams::default()).await.num_cached, Some(0));
+    assert_eq!(embed(&second, texts(&["w249", "w130"]), TaskParams::default()).await.num_cached, Some(2));
+    assert_eq!(embed(&second, texts(&["w129"]), TaskParams::default()).await.num_cached, Some(0));
     let from = first.store.records()[200].id.created_at() + jiff::SignedDuration::from_millis(1);
     let range = Range { limit: usize::MAX, from: Some(from) };
     let warmed = warm(&known, first.store.as_ref(), second.inferences.as_ref(), range, &|_| {}).await.unwrap();
@@ -188,7 +188,7 @@ async fn who_is_erased_meanwhile_leaves_nothing() {
     warm(&server.inferences.known(), &history, &kept, ALL, &|_| {}).await.unwrap();
     let key = |n: usize| {
         let inputs = texts(&[&format!("w{n}")]);
-        server.inferences.keys("fake", "1", &EmbedParams::default(), &inputs).expect("it is served")[0]
+        server.inferences.keys("fake", "1", &TaskParams::default(), &inputs).expect("it is served")[0]
     };
     let keys = kept.0.lock().clone();
     assert_eq!(keys.len(), 75);

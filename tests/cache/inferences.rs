@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use eremois::Error;
 use eremois::inference::{CacheUse, Computed};
-use eremois::request::{EmbedParams, Input, Priority, Request};
+use eremois::request::{Input, Priority, Request, TaskParams};
 use eremois::store::cache::{Cache, CacheKey, CachedItem};
 use eremois::store::layers::Layers;
 use eremois::store::local::LocalCache;
@@ -31,14 +31,14 @@ fn request(texts: &[&str], time: Duration) -> Request {
     Request {
         model: None,
         inputs,
-        params: EmbedParams::default(),
+        params: TaskParams::default(),
         deadline: Instant::now() + time,
         priority: Priority::Interactive,
     }
 }
 
 async fn embed(server: &Server, texts: &[&str]) -> Computed {
-    server.inferences.embed(request(texts, LONG), CacheUse::Full).await.expect("all of it is good")
+    server.inferences.infer(request(texts, LONG), CacheUse::Full).await.expect("all of it is good")
 }
 
 fn bits(computed: &Computed) -> Vec<Vec<u32>> {
@@ -53,7 +53,7 @@ async fn in_flight(
 ) -> tokio::task::JoinHandle<eremois::Result<Computed>> {
     let before = num_computed(server);
     let (inferences, request) = (server.inferences.clone(), request(texts, time));
-    let task = tokio::spawn(async move { inferences.embed(request, CacheUse::Full).await });
+    let task = tokio::spawn(async move { inferences.infer(request, CacheUse::Full).await });
     while num_computed(server) == before {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -105,7 +105,7 @@ async fn equal_inputs_in_flight_are_computed_once() {
     let crowd = (0..20).map(|i| {
         let inferences = server.inferences.clone();
         let own = format!("w{}", 100 + i);
-        tokio::spawn(async move { inferences.embed(request(&["w1", &own, "w2"], LONG), CacheUse::Full).await })
+        tokio::spawn(async move { inferences.infer(request(&["w1", &own, "w2"], LONG), CacheUse::Full).await })
     });
     for answer in crowd.collect::<Vec<_>>() {
         let rows = answer.await.unwrap().expect("all of it is good").rows;
@@ -120,7 +120,7 @@ async fn nobody_waits_for_a_background_request_nor_it_for_others() {
     let background = |texts: &[&str]| {
         let request = Request { priority: Priority::Background, ..request(texts, LONG) };
         let inferences = server.inferences.clone();
-        tokio::spawn(async move { inferences.embed(request, CacheUse::Full).await })
+        tokio::spawn(async move { inferences.infer(request, CacheUse::Full).await })
     };
     let before = num_computed(&server);
     let twice = background(&["w1", "w2", "w1"]).await.unwrap().unwrap();
@@ -176,7 +176,7 @@ async fn a_background_request_finds_what_is_in_another_place() {
     embed(&server, &["w1", "w2"]).await;
     let before = num_computed(&server);
     let background = Request { priority: Priority::Background, ..request(&["w2", "w3", "w1"], LONG) };
-    let computed = server.inferences.embed(background, CacheUse::Full).await.expect("all of it is good");
+    let computed = server.inferences.infer(background, CacheUse::Full).await.expect("all of it is good");
     assert_eq!((num_computed(&server) - before, computed.num_cached), (1, Some(2)));
     assert_eq!(computed.rows.iter().map(|row| row[0]).collect::<Vec<_>>(), [2.0, 3.0, 1.0]);
 }
@@ -188,7 +188,7 @@ async fn who_waits_tries_itself_when_the_other_client_goes() {
     let first = in_flight(&server, &["w1"], LONG).await;
     let second = {
         let inferences = server.inferences.clone();
-        tokio::spawn(async move { inferences.embed(request(&["w1"], LONG), CacheUse::Full).await })
+        tokio::spawn(async move { inferences.infer(request(&["w1"], LONG), CacheUse::Full).await })
     };
     tokio::time::sleep(Duration::from_millis(20)).await;
     first.abort();
@@ -202,13 +202,13 @@ async fn everybody_keeps_the_own_deadline() {
     // Who waits is not held by the longer deadline of the one who computes,
     let slow = in_flight(&server, &["w1"], LONG).await;
     let short = Duration::from_millis(50);
-    let hasty = server.inferences.embed(request(&["w1"], short), CacheUse::Full).await;
+    let hasty = server.inferences.infer(request(&["w1"], short), CacheUse::Full).await;
     assert!(matches!(hasty, Err(Error::Deadline { timeout }) if timeout <= short), "{hasty:?}");
     assert!(!slow.is_finished(), "nor does it take the result away");
     slow.await.unwrap().expect("the other one is not disturbed");
     // nor lost with the shorter one.
     let hasty = in_flight(&server, &["w2"], short).await;
-    let patient = server.inferences.embed(request(&["w2"], LONG), CacheUse::Full).await;
+    let patient = server.inferences.infer(request(&["w2"], LONG), CacheUse::Full).await;
     assert_eq!(patient.expect("it computes itself").rows[0][0], 2.0);
     assert!(matches!(hasty.await.unwrap(), Err(Error::Deadline { .. })));
 }
@@ -219,10 +219,10 @@ async fn a_failure_is_not_passed_on_and_not_kept() {
     *server.controls.per_batch.lock() = Duration::from_millis(50);
     let before = num_computed(&server);
     let first = in_flight(&server, &["fail"], LONG).await;
-    let second = server.inferences.embed(request(&["fail"], LONG), CacheUse::Full).await;
+    let second = server.inferences.infer(request(&["fail"], LONG), CacheUse::Full).await;
     assert!(matches!(second, Err(Error::Forward { .. })), "{second:?}");
     assert!(matches!(first.await.unwrap(), Err(Error::Forward { .. })));
-    let third = server.inferences.embed(request(&["fail"], LONG), CacheUse::Full).await;
+    let third = server.inferences.infer(request(&["fail"], LONG), CacheUse::Full).await;
     assert!(matches!(third, Err(Error::Forward { .. })));
     assert!(num_computed(&server) - before >= 3, "each has tried");
 }
@@ -239,12 +239,12 @@ async fn a_bad_input_is_named_by_its_place_in_the_request() {
         (vec![""], "input"),
         (vec!["w1", "w1", "w9", &long], "input[3]"),
     ] {
-        match server.inferences.embed(request(&texts, LONG), CacheUse::Full).await {
+        match server.inferences.infer(request(&texts, LONG), CacheUse::Full).await {
             Err(Error::Empty { field } | Error::TooLarge { field, .. }) => assert_eq!(field, place, "{texts:?}"),
             other => panic!("{texts:?}: {other:?}"),
         }
     }
-    let none = server.inferences.embed(request(&[], LONG), CacheUse::Full).await;
+    let none = server.inferences.infer(request(&[], LONG), CacheUse::Full).await;
     assert_eq!(none.err(), Some(Error::Empty { field: "input".into() }));
 }
 
@@ -255,31 +255,31 @@ async fn parameters_that_change_a_result_are_other_results() {
     let before = num_computed(&server);
     let with = |params| Request { params, ..request(&["w1"], LONG) };
     for params in [
-        EmbedParams { dimensions: Some(3), ..EmbedParams::default() },
-        EmbedParams { prompt_name: Some("query".into()), ..EmbedParams::default() },
+        TaskParams { dimensions: Some(3), ..TaskParams::default() },
+        TaskParams { prompt_name: Some("query".into()), ..TaskParams::default() },
     ] {
-        let computed = server.inferences.embed(with(params), CacheUse::Full).await.unwrap();
+        let computed = server.inferences.infer(with(params), CacheUse::Full).await.unwrap();
         assert_eq!(computed.num_cached, Some(0));
     }
     assert_eq!(num_computed(&server) - before, 2);
     let ids = Request { inputs: vec![Input::TokenIds(vec![1])], ..request(&[], LONG) };
-    assert_eq!(server.inferences.embed(ids, CacheUse::Full).await.unwrap().num_cached, Some(0));
-    let bad = with(EmbedParams { dimensions: Some(0), ..EmbedParams::default() });
-    assert!(matches!(server.inferences.embed(bad, CacheUse::Full).await, Err(Error::Invalid { .. })));
+    assert_eq!(server.inferences.infer(ids, CacheUse::Full).await.unwrap().num_cached, Some(0));
+    let bad = with(TaskParams { dimensions: Some(0), ..TaskParams::default() });
+    assert!(matches!(server.inferences.infer(bad, CacheUse::Full).await, Err(Error::Invalid { .. })));
 }
 
 #[tokio::test]
 async fn a_request_may_do_without_and_may_refresh() {
     let server = server().await;
     let before = num_computed(&server);
-    let with = |cache_use| server.inferences.embed(request(&["w1"], LONG), cache_use);
+    let with = |cache_use| server.inferences.infer(request(&["w1"], LONG), cache_use);
     assert_eq!(with(CacheUse::Bypass).await.unwrap().num_cached, None);
     assert_eq!(with(CacheUse::Full).await.unwrap().num_cached, Some(0), "the one before left nothing");
     assert_eq!(with(CacheUse::Refresh).await.unwrap().num_cached, Some(0));
     assert_eq!(with(CacheUse::Bypass).await.unwrap().num_cached, None);
     assert_eq!(num_computed(&server) - before, 4);
     assert_eq!(with(CacheUse::Full).await.unwrap().num_cached, Some(1));
-    let refreshed = server.inferences.embed(request(&["w2"], LONG), CacheUse::Refresh).await.unwrap();
+    let refreshed = server.inferences.infer(request(&["w2"], LONG), CacheUse::Refresh).await.unwrap();
     assert_eq!(refreshed.num_cached, Some(0));
     assert_eq!(embed(&server, &["w2"]).await.num_cached, Some(1), "what is computed anew is kept");
 }
@@ -289,12 +289,12 @@ async fn results_of_an_erased_user_are_forgotten() {
     let server = server().await;
     embed(&server, &["w1", "w2"]).await;
     let inputs = [Input::Text("w1".into())];
-    let keys = server.inferences.keys("fake", "1", &EmbedParams::default(), &inputs).expect("it is served");
+    let keys = server.inferences.keys("fake", "1", &TaskParams::default(), &inputs).expect("it is served");
     assert!(server.inferences.forget(&keys).await);
     assert_eq!(embed(&server, &["w2"]).await.num_cached, Some(1));
     assert_eq!(embed(&server, &["w1"]).await.num_cached, Some(0));
-    assert_eq!(server.inferences.keys("fake", "2", &EmbedParams::default(), &inputs), None);
-    assert_eq!(server.inferences.keys("gone", "1", &EmbedParams::default(), &inputs), None);
+    assert_eq!(server.inferences.keys("fake", "2", &TaskParams::default(), &inputs), None);
+    assert_eq!(server.inferences.keys("gone", "1", &TaskParams::default(), &inputs), None);
 }
 
 #[tokio::test]
@@ -302,7 +302,7 @@ async fn a_draining_server_answers_from_no_cache() {
     let server = server().await;
     embed(&server, &["w1"]).await;
     server.engine.drain(LONG).await;
-    let refused = server.inferences.embed(request(&["w1"], LONG), CacheUse::Full).await;
+    let refused = server.inferences.infer(request(&["w1"], LONG), CacheUse::Full).await;
     assert_eq!(refused.err(), Some(Error::Draining));
 }
 

@@ -130,7 +130,7 @@ async fn background_work_alone_takes_the_device_for_a_short_time() {
     // As on a slow one: a batch takes a millisecond a token. The limits would allow all of it in one.
     let wide = BatchLimits { max_batch_size: 256, ..limits() };
     let (engine, _, batches) = noting(wide, Duration::ZERO, Duration::from_millis(1)).await;
-    let output = engine.embed(background(&[BACKGROUND_IDS; 90])).await.unwrap();
+    let output = engine.infer(background(&[BACKGROUND_IDS; 90])).await.unwrap();
     assert_eq!(output.rows.len(), 90);
     // About ten of them in 10 ms; more where this machine is slow to wake.
     assert!(batches.lock().iter().all(|batch| batch.len() <= 45), "{:?}", batches.lock());
@@ -143,7 +143,7 @@ async fn background_work_alone_waits_for_no_company() {
     let output = answer(ask(&engine, background(&[BACKGROUND_IDS, 7])).await).await.unwrap();
     assert_eq!(output.rows.iter().map(|row| row[0]).collect::<Vec<_>>(), [BACKGROUND_IDS as f32, 7.0]);
     let text = Request { priority: Priority::Background, ..request(&["w1 w2"]) };
-    assert_eq!(engine.embed(text).await.unwrap().rows[0][0], 3.0);
+    assert_eq!(engine.infer(text).await.unwrap().rows[0][0], 3.0);
 }
 
 #[tokio::test]
@@ -154,19 +154,19 @@ async fn background_work_never_fills_the_queue_for_others() {
     for _ in 0..5 {
         asked.push(ask(&engine, background(&[BACKGROUND_IDS])).await);
     }
-    let refused = engine.embed(background(&[BACKGROUND_IDS])).await.unwrap_err();
+    let refused = engine.infer(background(&[BACKGROUND_IDS])).await.unwrap_err();
     assert!(matches!(refused, Error::QueueFull { limit: 5, .. }), "{refused:?}");
     for id in 0..10 {
         asked.push(ask(&engine, ids(&[id])).await);
     }
     assert!(asked.iter().all(|asked| !asked.is_finished()), "nobody was refused");
-    let refused = engine.embed(ids(&[11])).await.unwrap_err();
+    let refused = engine.infer(ids(&[11])).await.unwrap_err();
     assert!(matches!(refused, Error::QueueFull { limit: 10, .. }), "{refused:?}");
-    let refused = engine.embed(background(&[BACKGROUND_IDS; 11])).await.unwrap_err();
+    let refused = engine.infer(background(&[BACKGROUND_IDS; 11])).await.unwrap_err();
     assert!(matches!(refused, Error::TooLarge { limit: 10, .. }), "{refused:?}");
     controls.release();
     all(asked).await;
-    let long = engine.embed(background(&[BACKGROUND_IDS; 10])).await.expect("a long one goes into an empty queue");
+    let long = engine.infer(background(&[BACKGROUND_IDS; 10])).await.expect("a long one goes into an empty queue");
     assert_eq!(long.rows.len(), 10);
 }
 
@@ -199,7 +199,7 @@ async fn a_drain_finishes_or_answers_both_classes() {
             async move { engine.drain(deadline).await }
         });
         tokio::task::yield_now().await;
-        assert_eq!(engine.embed(background(&[BACKGROUND_IDS])).await.unwrap_err(), Error::Draining);
+        assert_eq!(engine.infer(background(&[BACKGROUND_IDS])).await.unwrap_err(), Error::Draining);
         if deadline < LONG {
             assert_eq!(drain.await.unwrap(), 39);
             controls.release();
@@ -253,7 +253,7 @@ async fn each_class_is_counted_for_itself() {
     let mut asked = vec![hold_with(&engine, &controls, &batches, ids(&[0])).await];
     asked.push(ask(&engine, background(&[BACKGROUND_IDS; 6])).await);
     asked.push(ask(&engine, ids(&[1, 2])).await);
-    assert!(engine.embed(background(&[BACKGROUND_IDS])).await.is_err());
+    assert!(engine.infer(background(&[BACKGROUND_IDS])).await.is_err());
     assert_eq!(both("eremois_queue_depth", "", ""), [2.0, 6.0]);
     assert_eq!(both("eremois_refused_total", "", ",reason=\"full\""), [0.0, 1.0]);
     controls.release();

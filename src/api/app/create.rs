@@ -21,7 +21,7 @@ use crate::inference::keep::{Accepted, Kept, Scope, Submission};
 use crate::inference::stored_form::parameters_of;
 use crate::inference::{CacheUse, Computed};
 use crate::model::DEFAULT_TOP_K;
-use crate::request::{EmbedParams, Request as Embed, Task, Truncation, TruncationDirection};
+use crate::request::{Request as Embed, Task, TaskParams, Truncation, TruncationDirection};
 use crate::store::record::Record;
 use crate::{Error, Result};
 
@@ -121,7 +121,7 @@ pub enum Side {
 
 impl Parameters {
     /// With the task; of `task`, only what masks are filled with is in the parameters.
-    fn with_task(self, task: Task) -> EmbedParams {
+    fn with_task(self, task: Task) -> TaskParams {
         let parameters = self;
         let truncation = match parameters.truncate {
             None => Truncation::Refuse,
@@ -133,7 +133,7 @@ impl Parameters {
             (Task::FillMask { targets, .. }, Some(top_k)) => Task::FillMask { top_k, targets },
             (task, _) => task,
         };
-        EmbedParams { task, normalize, dimensions, truncation, prompt_name }
+        TaskParams { task, normalize, dimensions, truncation, prompt_name }
     }
 }
 
@@ -277,7 +277,7 @@ async fn unstored(state: &ApiState, request: Embed, cache_use: CacheUse) -> Resu
         idempotency_key: None,
         cache_use,
     };
-    let computed = state.keeper.inferences().embed(request, cache_use).await?;
+    let computed = state.keeper.inferences().infer(request, cache_use).await?;
     let record = state.keeper.unstored_record(&submission, &computed);
     let served = Served::of(&computed);
     let num_floats = computed.rows.iter().map(|row| row.len()).sum();

@@ -18,7 +18,7 @@ use crate::api::prompts::Use;
 use crate::api::status::Fault;
 use crate::api::{ApiState, write};
 use crate::inference::Computed;
-use crate::request::{EmbedParams, Input, Request as Embed, Truncation, TruncationDirection};
+use crate::request::{Input, Request as Embed, TaskParams, Truncation, TruncationDirection};
 use crate::{Error, Result};
 
 /// The body of `/v2/embed` and of `/v1/embed`. Fields not listed are ignored.
@@ -152,7 +152,7 @@ impl EmbedBody {
     }
 
     /// Errors: `UnknownModel`.
-    fn params(&self, state: &ApiState) -> Result<EmbedParams> {
+    fn params(&self, state: &ApiState) -> Result<TaskParams> {
         let info = state.engine.model(self.model.as_deref())?;
         let purpose = self.input_type.and_then(|input_type| match input_type {
             InputType::SearchDocument => Some(Use::Document),
@@ -168,7 +168,7 @@ impl EmbedBody {
         };
         let prompt_name = purpose.and_then(|purpose| purpose.prompt_name(&info));
         let dimensions = self.output_dimension;
-        Ok(EmbedParams { dimensions, truncation, prompt_name, ..EmbedParams::default() })
+        Ok(TaskParams { dimensions, truncation, prompt_name, ..TaskParams::default() })
     }
 }
 
@@ -229,7 +229,7 @@ async fn answer(state: ApiState, request: Request, version: Version) -> Result<R
     let echo = if media == Media::Json { texts.clone() } else { Vec::new() };
     let inputs = texts.into_iter().map(Input::Text).collect();
     let request = Embed { model: body.model, inputs, params, deadline, priority };
-    let computed = state.keeper.embed(request, cache_use, "cohere", None).await.map_err(rename)?;
+    let computed = state.keeper.infer(request, cache_use, "cohere", None).await.map_err(rename)?;
     let served = Served::of(&computed);
     let mut response = match (media, types.first()) {
         (Media::Bytes, Some(asked)) => raw(computed.rows, asked.form().dtype).await?,

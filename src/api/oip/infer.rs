@@ -16,7 +16,7 @@ use crate::api::docs::Refusals;
 use crate::api::phases::{Served, attach};
 use crate::api::status::{Fault, JSON};
 use crate::api::{ApiState, tei, write};
-use crate::request::{EmbedParams, Request as Embed, Task};
+use crate::request::{Request as Embed, Task, TaskParams};
 use crate::{Error, Result};
 
 const OCTETS: &str = "application/octet-stream";
@@ -69,7 +69,7 @@ pub async fn compute(state: &ApiState, path: &ModelPath, call: Call<Asking>) -> 
     if !asked.is_zero() && asked < timeout {
         deadline = deadline.checked_sub(timeout - asked).unwrap_or(deadline);
     }
-    let params = EmbedParams {
+    let params = TaskParams {
         task: Task::Embed,
         normalize: parameters.normalize,
         dimensions: parameters.dimensions,
@@ -78,7 +78,7 @@ pub async fn compute(state: &ApiState, path: &ModelPath, call: Call<Asking>) -> 
     };
     let model = Some(info.name.to_string());
     let request = Embed { model, inputs: std::mem::take(&mut inputs.inputs), params, deadline, priority };
-    let computed = state.keeper.embed(request, cache_use, "oip", None).await.map_err(|e| inputs.rename(e))?;
+    let computed = state.keeper.infer(request, cache_use, "oip", None).await.map_err(|e| inputs.rename(e))?;
     let served = Served::of(&computed);
     let head = Head { model_name: info.name.to_string(), model_version: computed.info.version.clone(), id };
     Ok(Answered { head, outputs: wanted.choose(outputs_of(computed)), served })

@@ -140,12 +140,7 @@ impl Inputs {
             _ if ["dimensions", "prompt_name"].contains(&field.as_str()) => format!("parameters.{field}"),
             _ => field,
         };
-        match error {
-            Error::Empty { field } => Error::Empty { field: ours(field) },
-            Error::Invalid { field, reason } => Error::Invalid { field: ours(field), reason },
-            Error::TooLarge { field, got, limit, unit } => Error::TooLarge { field: ours(field), got, limit, unit },
-            other => other,
-        }
+        error.with_field(ours)
     }
 }
 

@@ -15,7 +15,7 @@ use super::super::prompts::Use;
 use super::super::status::Fault;
 use super::super::{ApiState, body, write};
 use crate::inference::Computed;
-use crate::request::{EmbedParams, Request as Embed, Truncation, TruncationDirection};
+use crate::request::{Request as Embed, TaskParams, Truncation, TruncationDirection};
 use crate::{Error, Result};
 
 /// The body of `/v1/embeddings`: OpenAI's fields, Jina's, and `dtype`. Fields not listed are ignored.
@@ -78,7 +78,7 @@ impl Task {
 
 impl EmbeddingsBody {
     /// Errors: `UnknownModel`; `Invalid` for what is not offered.
-    fn params(&self, state: &ApiState) -> Result<EmbedParams> {
+    fn params(&self, state: &ApiState) -> Result<TaskParams> {
         if self.late_chunking == Some(true) {
             let reason = "inputs are embedded one by one here".to_string();
             return Err(Error::Invalid { field: "late_chunking".to_string(), reason });
@@ -92,7 +92,7 @@ impl EmbeddingsBody {
             _ => Truncation::Refuse,
         };
         let (normalize, dimensions) = (self.normalized, self.dimensions);
-        Ok(EmbedParams { normalize, dimensions, truncation, prompt_name, ..EmbedParams::default() })
+        Ok(TaskParams { normalize, dimensions, truncation, prompt_name, ..TaskParams::default() })
     }
 }
 
@@ -155,7 +155,7 @@ pub async fn embeddings(State(state): State<ApiState>, request: Request) -> Resu
     let params = body.params(&state)?;
     let inputs = body.input.checked("input", state.settings.max_client_batch_size)?;
     let request = Embed { model: body.model, inputs, params, deadline, priority };
-    let computed = state.keeper.embed(request, cache_use, "openai", record_id).await?;
+    let computed = state.keeper.infer(request, cache_use, "openai", record_id).await?;
     let served = Served::of(&computed);
     let num_floats = computed.rows.iter().map(|row| row.len()).sum();
     let mut response = match media {

@@ -16,7 +16,7 @@ use crate::api::status::Fault;
 use crate::api::{ApiState, write};
 use crate::inference::outcome::{pairs, scores};
 use crate::inference::{CacheUse, Computed};
-use crate::request::{EmbedParams, Input, Request as Embed, Task};
+use crate::request::{Input, Request as Embed, Task, TaskParams};
 use crate::{Error, Result};
 
 /// A text, two texts that belong together, or a list of lists of one or two texts.
@@ -83,13 +83,13 @@ pub async fn predict_call(state: &ApiState, call: Call<PredictBody>) -> Result<R
         PredictInputs::Many(many) => (many.into_iter().map(input).collect(), true),
     };
     check_count("inputs", inputs.len(), state.settings.max_client_batch_size)?;
-    let params = EmbedParams {
+    let params = TaskParams {
         task: Task::Classify,
         truncation: truncation(body.truncate, body.truncation_direction),
-        ..EmbedParams::default()
+        ..TaskParams::default()
     };
     let request = Embed { model: None, inputs, params, deadline, priority };
-    let computed = state.keeper.embed(request, cache_use, "tei", None).await.map_err(rename)?;
+    let computed = state.keeper.infer(request, cache_use, "tei", None).await.map_err(rename)?;
     let form = if body.raw_scores.unwrap_or(false) { scores::Form::Raw } else { scores::Form::Usual };
     let of_row = |row: &[f32]| -> Vec<Prediction> {
         let ranked = scores::ranked(&computed.info, row, form).into_iter();
@@ -175,7 +175,7 @@ pub async fn rerank_call(state: &ApiState, call: Call<RerankBody>) -> Result<Res
             return Err(Error::Malformed { field: "texts".to_string(), reason }.into());
         }
     };
-    let params = EmbedParams { truncation: truncation(truncate, truncation_direction), ..EmbedParams::default() };
+    let params = TaskParams { truncation: truncation(truncate, truncation_direction), ..TaskParams::default() };
     let asked = Query { model: None, query: &query, texts: &texts, field: "texts" };
     let request = asked.request(state, params)?;
     let request = Embed { deadline, priority, ..request };
@@ -201,7 +201,7 @@ impl Query<'_> {
     /// The request for the scores of each pair; its deadline is now.
     ///
     /// Errors: `Empty` and `TooLarge` naming the texts' field; `UnknownModel`; `Invalid` for a model of several scores.
-    pub fn request(&self, state: &ApiState, params: EmbedParams) -> Result<Embed> {
+    pub fn request(&self, state: &ApiState, params: TaskParams) -> Result<Embed> {
         check_count(self.field, self.texts.len(), state.settings.max_client_batch_size)?;
         if self.query.is_empty() {
             return Err(Error::Empty { field: "query".to_string() });
@@ -214,7 +214,7 @@ impl Query<'_> {
         Ok(Embed {
             model: self.model.clone(),
             inputs: self.texts.iter().map(|text| Input::Pair(self.query.to_string(), text.clone())).collect(),
-            params: EmbedParams { task: Task::Classify, ..params },
+            params: TaskParams { task: Task::Classify, ..params },
             deadline: std::time::Instant::now(),
             priority: crate::request::Priority::Interactive,
         })
@@ -231,7 +231,7 @@ pub async fn ranked(
     raw_scores: bool,
 ) -> Result<(Vec<(usize, f32)>, Computed)> {
     let by_field = |error| rename_to(error, asked.field);
-    let computed = state.keeper.embed(request, cache_use, source, None).await.map_err(by_field)?;
+    let computed = state.keeper.infer(request, cache_use, source, None).await.map_err(by_field)?;
     let score = |row: &[f32]| match row.first() {
         Some(&score) if raw_scores => score,
         Some(&score) => scores::sigmoid(score),
@@ -250,12 +250,8 @@ fn rename_to(error: Error, name: &str) -> Error {
         _ => field,
     };
     match error {
-        Error::Empty { field } => Error::Empty { field: ours(field) },
-        Error::Invalid { field, reason } => Error::Invalid { field: ours(field), reason },
-        Error::TooLarge { field, got, limit, unit } if unit != "inputs" => {
-            Error::TooLarge { field: ours(field), got, limit, unit }
-        }
-        other => other,
+        Error::TooLarge { unit: "inputs", .. } => error,
+        _ => error.with_field(ours),
     }
 }
 
@@ -272,15 +268,15 @@ pub struct TokensBody {
 
 async fn computed(state: &ApiState, call: Call<TokensBody>, task: Task) -> Result<Computed> {
     let Call { body, deadline, cache_use, priority, .. } = call;
-    let params = EmbedParams {
+    let params = TaskParams {
         task,
         truncation: truncation(body.truncate, body.truncation_direction),
         prompt_name: body.prompt_name,
-        ..EmbedParams::default()
+        ..TaskParams::default()
     };
     let inputs = body.inputs.checked("inputs", state.settings.max_client_batch_size)?;
     let request = Embed { model: None, inputs, params, deadline, priority };
-    state.keeper.embed(request, cache_use, "tei", None).await.map_err(rename)
+    state.keeper.infer(request, cache_use, "tei", None).await.map_err(rename)
 }
 
 /// The vectors of all tokens of one or many inputs, special tokens included, neither pooled nor scaled.

@@ -17,7 +17,7 @@ use crate::inference::outcome::entities::{Aggregation, entities};
 use crate::inference::outcome::number;
 use crate::inference::outcome::scores::{self, Form};
 use crate::model::{DEFAULT_TOP_K, ModelInfo};
-use crate::request::{EmbedParams, Input, Request as Embed, Task};
+use crate::request::{Input, Request as Embed, Task, TaskParams};
 use crate::{Error, Result};
 
 /// A request to a pipeline: its `parameters` depend on the model's task.
@@ -104,9 +104,9 @@ fn texts(state: &ApiState, inputs: &Value) -> Result<(Vec<String>, bool)> {
 }
 
 async fn computed(state: &ApiState, call: &Call<Asked>, inputs: Vec<Input>, task: Task) -> Result<Computed> {
-    let params = EmbedParams { task, ..EmbedParams::default() };
+    let params = TaskParams { task, ..TaskParams::default() };
     let request = Embed { model: None, inputs, params, deadline: call.deadline, priority: call.priority };
-    state.keeper.embed(request, call.cache_use, "tei", None).await.map_err(rename)
+    state.keeper.infer(request, call.cache_use, "tei", None).await.map_err(rename)
 }
 
 /// One list an input, also of a single one: what this protocol's clients read.

@@ -16,7 +16,7 @@ use super::answer::{self, Column};
 use super::path::Address;
 use super::signature::{self, Signature, TensorSpec};
 use super::tensor::{self, Given, Tensor, Values};
-use crate::request::{EmbedParams, Input, Request as Embed};
+use crate::request::{Input, Request as Embed, TaskParams};
 use crate::{Error, Result};
 
 /// More values than this are read off the async threads: at about 100 ns a value, below it a handler stays under the 500
@@ -101,8 +101,8 @@ pub async fn call(state: &ApiState, address: &Address<'_>, request: Request) -> 
     check_count(&given.rows_name(input), inputs.len(), state.settings.max_client_batch_size)?;
     let num_inputs = inputs.len();
     let request =
-        Embed { model: Some(info.name.to_string()), inputs, params: EmbedParams::default(), deadline, priority };
-    let computed = state.keeper.embed(request, cache_use, "tensorflow", None).await;
+        Embed { model: Some(info.name.to_string()), inputs, params: TaskParams::default(), deadline, priority };
+    let computed = state.keeper.infer(request, cache_use, "tensorflow", None).await;
     let computed = computed.map_err(|error| rename(error, &given, input, num_inputs))?;
     let served = Served::of(&computed);
     let (rows, form) = (computed.rows, given.form);
@@ -190,11 +190,5 @@ fn rename(error: Error, given: &Given, input: &TensorSpec, num_inputs: usize) ->
             _ => field,
         }
     };
-    match error {
-        Error::Malformed { field, reason } => Error::Malformed { field: ours(field), reason },
-        Error::Empty { field } => Error::Empty { field: ours(field) },
-        Error::Invalid { field, reason } => Error::Invalid { field: ours(field), reason },
-        Error::TooLarge { field, got, limit, unit } => Error::TooLarge { field: ours(field), got, limit, unit },
-        other => other,
-    }
+    error.with_field(ours)
 }
