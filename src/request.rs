@@ -76,7 +76,7 @@ pub struct TaskParams {
     pub task: Task,
     /// Of embeddings: scale each vector to length 1.
     pub normalize: Option<bool>,
-    /// Of embeddings, Matryoshka cut: keep the first `dimensions` values, then normalise. 1..=hidden_size.
+    /// Of embeddings, Matryoshka cut: keep the first `dimensions` values, then normalise. 1..=the model's dimensions.
     pub dimensions: Option<usize>,
     pub truncation: Truncation,
     /// A name from the manifest's `prompts`, put before every text.

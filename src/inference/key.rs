@@ -43,8 +43,8 @@ impl Form {
     /// `None` for parameters that this model does not take: the engine says what is wrong with them.
     pub fn of(info: &ModelInfo, params: &TaskParams) -> Option<Self> {
         let TaskParams { task, normalize, dimensions, truncation, prompt_name } = params;
-        let dimensions = dimensions.unwrap_or(info.hidden_size);
-        if dimensions == 0 || dimensions > info.hidden_size || !info.does(task) {
+        let dimensions = dimensions.unwrap_or(info.dimensions);
+        if dimensions == 0 || dimensions > info.dimensions || !info.does(task) {
             return None;
         }
         let row_len = match task {
@@ -181,6 +181,7 @@ mod tests {
             dtype: "f32".into(),
             device: "cpu".into(),
             hidden_size: 8,
+            dimensions: 8,
             vocab_size: 100,
             max_seq_len: 64,
             pooling: Pooling::Mean,

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use tokenizers::{PostProcessor, Tokenizer};
 
+use super::judge::{Asked, Judge};
 use crate::output::Token;
 use crate::request::{Input, Truncation, TruncationDirection};
 use crate::{Error, Result};
@@ -31,6 +32,8 @@ pub struct Encoder {
     num_added_tokens: usize,
     /// The same around a pair.
     num_added_to_pairs: usize,
+    /// Of a causal language model that is asked about pairs.
+    judge: Option<Judge>,
 }
 
 impl Encoder {
@@ -41,7 +44,12 @@ impl Encoder {
         tokenizer.with_padding(None);
         let num_added = |is_pair| tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(is_pair));
         let (num_added_tokens, num_added_to_pairs) = (num_added(false), num_added(true));
-        Self { tokenizer, max_seq_len, vocab_size, num_added_tokens, num_added_to_pairs }
+        Self { tokenizer, max_seq_len, vocab_size, num_added_tokens, num_added_to_pairs, judge: None }
+    }
+
+    /// Puts a question around every pair and every text.
+    pub(super) fn with_judge(self, judge: Option<Judge>) -> Self {
+        Self { judge, ..self }
     }
 
     /// The id that stands for a token to be filled in, in vocabularies that have one.
@@ -61,6 +69,16 @@ impl Encoder {
     /// max_seq_len and `truncation` is `Refuse`, `Invalid` for an id >= vocab_size or a text the
     /// tokenizer makes no token of.
     pub fn encode(&self, input: &Input, field: &str, prompt: Option<&str>, truncation: Truncation) -> Result<Encoding> {
+        if let Some(judge) = &self.judge {
+            let (asked, num_chars) = match input {
+                Input::Text(text) => (Asked::Text { prompt, text }, text.chars().count()),
+                Input::Pair(query, document) => {
+                    (Asked::Pair { prompt, query, document }, query.chars().count() + document.chars().count())
+                }
+                Input::TokenIds(ids) => return self.take_ids(ids, field, truncation),
+            };
+            return self.encode_judged(judge, asked, num_chars, field, truncation);
+        }
         match input {
             Input::Text(text) => self.encode_text(text, field, prompt, truncation),
             Input::Pair(first, second) => self.encode_pair(first, second, field, prompt, truncation),
@@ -136,6 +154,30 @@ impl Encoder {
         second.set_type_ids(vec![1; second.len()]);
         let encoding = self.tokenizer.post_process(first, Some(second), true).map_err(invalid)?;
         self.finished(&encoding, num_chars, field)
+    }
+
+    /// What is too long is cut from what stands between the question's ends.
+    fn encode_judged(
+        &self,
+        judge: &Judge,
+        asked: Asked,
+        num_chars: usize,
+        field: &str,
+        truncation: Truncation,
+    ) -> Result<Encoding> {
+        if num_chars == 0 {
+            return Err(Error::Empty { field: field.to_string() });
+        }
+        let mut body = judge.body(&self.tokenizer, asked, field)?;
+        let got = body.len() + judge.num_added();
+        if got > self.max_seq_len {
+            let direction = tokenizers_direction(self.direction(truncation, field, got)?);
+            body.truncate(self.max_seq_len.saturating_sub(judge.num_added()), 0, direction);
+            body.take_overflowing();
+        }
+        let input_ids = judge.around(body.get_ids());
+        self.check_ids(&input_ids, field)?;
+        Ok(Encoding { input_ids, token_type_ids: Vec::new(), num_chars })
     }
 
     fn take_ids(&self, ids: &[u32], field: &str, truncation: Truncation) -> Result<Encoding> {

@@ -11,12 +11,14 @@ use super::config::{Architecture, EncoderConfig, read_json_if_there};
 use super::embed::EmbedBackend;
 use super::encode::Encoder;
 use super::fingerprint::{Facts, fingerprint};
-use super::head_weights;
+use super::gated::config::Family;
+use super::head_weights::{self, HeadSpec};
+use super::judge::{Answers, Judge, Question};
 use super::labels::HeadConfig;
 use super::manifest::{Dtype, ModelSpec};
 use super::names;
 use super::pack::Pooling;
-use super::sentence::SentenceConfig;
+use super::sentence::{SentenceConfig, VectorModule, check_widths};
 use super::weights::{Format, Weights, file_error};
 use super::{Backend, LoadedModel, ModelInfo, Placed, tokenizer, trunk};
 use crate::ops::device;
@@ -58,15 +60,16 @@ pub fn load_for(spec: &ModelSpec, devices: &[Device], placement: &Placement) -> 
 }
 
 fn load_on(spec: &ModelSpec, devices: &[Device], placement: &Placement) -> Result<LoadedModel> {
-    let Described { info, encoder, weights, config } = described(spec, devices)?;
+    let described = described(spec, devices)?;
     let mut backends = Vec::with_capacity(devices.len());
     for device in devices {
         // The kernels' weights are cast on the way: they are read on the CPU.
-        let read_on = if half_type(spec, device).is_some() { &Device::Cpu } else { device };
-        let weights = weights.on(read_on);
-        let backend = backend(spec, device, placement, &weights, &config, &info, encoder.mask_id())?;
+        let on_engine = half_type(spec, device, &described.modules).is_some();
+        let weights = described.weights.on(if on_engine { &Device::Cpu } else { device });
+        let backend = backend(spec, device, placement, &weights, &described)?;
         backends.push(Placed { device: device::name(device), backend });
     }
+    let Described { info, encoder, .. } = described;
     Ok(LoadedModel { info: Arc::new(info), encoder: Arc::new(encoder), backends })
 }
 
@@ -85,6 +88,11 @@ struct Described {
     encoder: Encoder,
     weights: Weights,
     config: EncoderConfig,
+    head: HeadConfig,
+    config_file: PathBuf,
+    /// What pooled vectors go through.
+    modules: Vec<VectorModule>,
+    answers: Option<Answers>,
 }
 
 fn described(spec: &ModelSpec, devices: &[Device]) -> Result<Described> {
@@ -118,12 +126,21 @@ fn described(spec: &ModelSpec, devices: &[Device]) -> Result<Described> {
         None => gguf_pooling(&weights)?.unwrap_or(Pooling::Mean),
     };
     let head = HeadConfig::read(&sentence.transformer_dir)?;
-    let labels = labels(spec, &head, &sentence, &weights)?;
+    let judged = judged(spec, &sentence, &head, &config, &tokenizer, &tokenizer_file)?;
+    let (question, answers) = judged.map_or((None, None), |(question, answers)| (Some(question), Some(answers)));
+    let labels = match answers {
+        None => labels(spec, &head, &sentence, &weights)?,
+        Some(_) => vec!["LABEL_0".to_string()],
+    };
+    check_widths(&sentence.modules, config.hidden_size)?;
+    let dimensions = sentence.out_features().unwrap_or(config.hidden_size);
     let (prompts, default_prompt) = prompts(spec, sentence.prompts, sentence.default_prompt)?;
     // The same on all of them: it depends on the spec and on the kind of device.
-    let dtype = devices.first().map_or("f32", |device| dtype_name(spec, device));
+    let dtype = devices.first().map_or("f32", |device| dtype_name(spec, device, &sentence.modules));
     let device_names = device::names(devices);
-    let facts = Facts { architecture: &architecture, dtype, device: &device_names, pooling, max_seq_len };
+    let question_of = question.as_ref();
+    let device = &device_names;
+    let facts = Facts { architecture: &architecture, dtype, device, pooling, max_seq_len, question: question_of };
     let info = ModelInfo {
         name: spec.name.clone(),
         version: spec.version.clone(),
@@ -135,6 +152,7 @@ fn described(spec: &ModelSpec, devices: &[Device]) -> Result<Described> {
         dtype: dtype.to_string(),
         device: device_names,
         hidden_size: config.hidden_size,
+        dimensions,
         vocab_size: config.vocab_size,
         max_seq_len,
         pooling,
@@ -144,8 +162,10 @@ fn described(spec: &ModelSpec, devices: &[Device]) -> Result<Described> {
         licence: spec.licence.clone(),
         created: modified(weights.path()),
     };
-    let encoder = Encoder::new(tokenizer, max_seq_len, config.vocab_size);
-    Ok(Described { info, encoder, weights, config })
+    let judge = question.map(|question| judge(question, &tokenizer, &tokenizer_file, max_seq_len)).transpose()?;
+    let encoder = Encoder::new(tokenizer, max_seq_len, config.vocab_size).with_judge(judge);
+    let config_file = sentence.transformer_dir.join("config.json");
+    Ok(Described { info, encoder, weights, config, head, config_file, modules: sentence.modules, answers })
 }
 
 /// How a model takes its place on a device.
@@ -169,15 +189,17 @@ impl Default for Placement {
 
 /// What the engine's kernels compute this model in: f16 unless the spec says otherwise; `None` where f32 is asked for
 /// or the device is no CUDA device.
-fn half_type(spec: &ModelSpec, device: &Device) -> Option<Dtype> {
+fn half_type(spec: &ModelSpec, device: &Device, modules: &[VectorModule]) -> Option<Dtype> {
     let dtype = spec.dtype.unwrap_or(Dtype::F16);
-    // The kernels have no head but pooling: other tasks are computed by candle's ops on the device.
-    (device.is_cuda() && dtype != Dtype::F32 && spec.task == "embed").then_some(dtype)
+    // The kernels have no head but pooling: other tasks, and modules after it, are computed by candle's ops on the
+    // device.
+    let is_pooling = spec.task == "embed" && modules.is_empty();
+    (device.is_cuda() && dtype != Dtype::F32 && is_pooling).then_some(dtype)
 }
 
 /// What the model computes in on this device.
-fn dtype_name(spec: &ModelSpec, device: &Device) -> &'static str {
-    match half_type(spec, device) {
+fn dtype_name(spec: &ModelSpec, device: &Device, modules: &[VectorModule]) -> &'static str {
+    match half_type(spec, device, modules) {
         None | Some(Dtype::F32) => "f32",
         Some(Dtype::F16) => "f16",
         Some(Dtype::Bf16) => "bf16",
@@ -190,13 +212,14 @@ fn backend(
     device: &Device,
     placement: &Placement,
     weights: &Weights,
-    config: &EncoderConfig,
-    info: &ModelInfo,
-    mask_id: Option<u32>,
+    described: &Described,
 ) -> Result<Arc<dyn Backend>> {
+    let Described { info, encoder, config, head, config_file, modules, answers, .. } = described;
     let ModelInfo { pooling, max_seq_len, .. } = *info;
     #[cfg(feature = "cuda")]
-    if let (Some(dtype), candle_core::DeviceLocation::Cuda { gpu_id }) = (half_type(spec, device), device.location()) {
+    if let (Some(dtype), candle_core::DeviceLocation::Cuda { gpu_id }) =
+        (half_type(spec, device, modules), device.location())
+    {
         use super::device_embed::{DeviceModel, supported};
         use crate::ops::cuda::HalfType;
 
@@ -212,15 +235,84 @@ fn backend(
     }
     #[cfg(not(feature = "cuda"))]
     let _ = placement;
+    let head = HeadSpec {
+        task: &info.task,
+        pooling,
+        modules,
+        num_labels: info.labels.len(),
+        mask_id: encoder.mask_id(),
+        config: head,
+        config_file,
+        answers: *answers,
+    };
     Ok(Arc::new(EmbedBackend {
         trunk: trunk::load(weights, config)?,
-        head: head_weights::read(weights, config, &info.task, pooling, info.labels.len(), mask_id)?,
+        head: head_weights::read(weights, config, &head)?,
         device: device.clone(),
         name: spec.name.clone(),
         vocab_size: config.vocab_size,
         max_seq_len,
-        hidden_size: config.hidden_size,
+        dimensions: info.dimensions,
     }))
+}
+
+/// The question that a causal language model is asked about a pair, and the ids of its answers; `None` for all other
+/// models.
+///
+/// Errors: [`Error::ModelFile`] for a manifest's `[rerank]` of a model that is none, an answer that the vocabulary has
+/// not, and a model whose own question is not known.
+fn judged(
+    spec: &ModelSpec,
+    sentence: &SentenceConfig,
+    head: &HeadConfig,
+    config: &EncoderConfig,
+    tokenizer: &tokenizers::Tokenizer,
+    tokenizer_file: &Path,
+) -> Result<Option<(Question, Answers)>> {
+    let is_decoder =
+        matches!(config.architecture, Architecture::Gated(Family::Qwen3 | Family::Mistral | Family::Gemma3));
+    let is_asked = spec.rerank.is_some() || sentence.answers.is_some();
+    if spec.task != "rerank" || !(is_asked || (is_decoder && head.is_causal())) {
+        return Ok(None);
+    }
+    let config_file = sentence.transformer_dir.join("config.json");
+    if !is_decoder {
+        return Err(file_error(&config_file, "is of no causal language model, which alone answers a question"));
+    }
+    if let Some(question) = &spec.rerank {
+        let answers = question.answers(tokenizer).map_err(|reason| file_error(tokenizer_file, reason))?;
+        return Ok(Some((question.clone(), answers)));
+    }
+    // A model that brings a question of its own brings a template, whose language is not read here.
+    let template = sentence.transformer_dir.join("chat_template.jinja");
+    let own = std::fs::read_to_string(&template).ok().filter(|_| sentence.answers.is_some());
+    let is_known = own.is_none_or(|own| own.contains("Judge whether the Document meets the requirements"));
+    if config.architecture != Architecture::Gated(Family::Qwen3) || !is_known {
+        let reason = "what this model is asked about a pair is not known: [rerank] of the manifest must say it";
+        return Err(file_error(&config_file, reason));
+    }
+    let question = Question::default();
+    let answers = match sentence.answers {
+        Some(answers) => answers,
+        None => question.answers(tokenizer).map_err(|reason| file_error(tokenizer_file, reason))?,
+    };
+    Ok(Some((question, answers)))
+}
+
+/// The question as token ids.
+fn judge(
+    question: Question,
+    tokenizer: &tokenizers::Tokenizer,
+    tokenizer_file: &Path,
+    max_seq_len: usize,
+) -> Result<Judge> {
+    let judge = Judge::new(question, tokenizer).map_err(|reason| file_error(tokenizer_file, reason))?;
+    if judge.num_added() >= max_seq_len {
+        let (limit, added) = (max_seq_len, judge.num_added());
+        let reason = format!("max_seq_len {limit} leaves no room beside the {added} tokens of the question");
+        return Err(file_error(tokenizer_file, reason));
+    }
+    Ok(judge)
 }
 
 /// Names of a classifier's scores; none for the other tasks.

@@ -16,6 +16,7 @@ mod head;
 mod head_weights;
 pub mod hub;
 pub mod install;
+pub mod judge;
 pub mod labels;
 pub mod load;
 pub mod manifest;
@@ -151,7 +152,10 @@ pub struct ModelInfo {
     pub dtype: String,
     /// "cpu", "cuda:0"; of several devices "cuda:0,1".
     pub device: String,
+    /// Values of a token's vector.
     pub hidden_size: usize,
+    /// Values of a text's vector: `hidden_size`, or what the last `Dense` module makes of them.
+    pub dimensions: usize,
     pub vocab_size: usize,
     /// Longest sequence in tokens, special tokens included.
     pub max_seq_len: usize,
@@ -198,7 +202,7 @@ impl ModelInfo {
             // A made-up text has no mask.
             Task::Sparse | Task::FillMask { .. } => Wanted::Sparse,
             Task::Embed | Task::EmbedAll => {
-                Wanted::Vector(RowSpec { normalize: self.normalize, dimensions: self.hidden_size })
+                Wanted::Vector(RowSpec { normalize: self.normalize, dimensions: self.dimensions })
             }
         }
     }

@@ -293,9 +293,9 @@ impl Form {
             let (name, does, asked) = (&info.name, &info.task, params.task.as_str());
             return Err(invalid("task", format!("model `{name}` does `{does}`, which `{asked}` is not part of")));
         }
-        let dimensions = params.dimensions.unwrap_or(info.hidden_size);
-        if dimensions == 0 || dimensions > info.hidden_size {
-            return Err(invalid("dimensions", format!("{dimensions} is not in 1 to {}", info.hidden_size)));
+        let dimensions = params.dimensions.unwrap_or(info.dimensions);
+        if dimensions == 0 || dimensions > info.dimensions {
+            return Err(invalid("dimensions", format!("{dimensions} is not in 1 to {}", info.dimensions)));
         }
         let prompt = match params.prompt_name.as_ref().or(info.default_prompt.as_ref()) {
             None => None,

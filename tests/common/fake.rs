@@ -180,6 +180,7 @@ pub fn model(name: &str, max_seq_len: usize) -> (LoadedModel, Arc<Controls>) {
         dtype: "f32".into(),
         device: "cpu".into(),
         hidden_size: HIDDEN_SIZE,
+        dimensions: HIDDEN_SIZE,
         vocab_size: VOCAB_SIZE,
         max_seq_len,
         pooling: Pooling::Mean,
