@@ -73,6 +73,22 @@ fn scores_of_sequences_equal_transformers() {
     check_scores("electra-rerank", "rerank", Wanted::Scores);
     check_scores("albert-nli", "classify", Wanted::Scores);
     check_scores("deberta-v2-nli", "classify", Wanted::Scores);
+    check_scores("deberta-v1-nli", "classify", Wanted::Scores);
+    check_scores("modernbert-nli", "classify", Wanted::Scores);
+    check_scores("modernbert-rerank", "rerank", Wanted::Scores);
+    check_scores("nomic-nli", "classify", Wanted::Scores);
+    check_scores("gte-rerank", "rerank", Wanted::Scores);
+    check_scores("jina-rerank", "rerank", Wanted::Scores);
+    check_scores("qwen3-nli", "classify", Wanted::Scores);
+    check_scores("mistral-rerank", "rerank", Wanted::Scores);
+    check_scores("gemma3-nli", "classify", Wanted::Scores);
+}
+
+#[test]
+fn scores_of_tokens_equal_transformers() {
+    for name in ["modernbert-ner", "qwen3-ner", "albert-ner", "deberta-v3-ner"] {
+        check_scores(name, "token_classify", Wanted::TokenScores);
+    }
 }
 
 #[test]
@@ -102,9 +118,22 @@ fn scores_of_tokens_and_their_entities_equal_transformers() {
     }
 }
 
+const MASKED_LM: [&str; 10] = [
+    "bert-masked-lm",
+    "xlm-roberta-masked-lm",
+    "modernbert-masked-lm",
+    "nomic-masked-lm",
+    "gte-masked-lm",
+    "electra-masked-lm",
+    "albert-masked-lm",
+    "deberta-v1-masked-lm",
+    "deberta-v2-masked-lm",
+    "deberta-v3-masked-lm",
+];
+
 #[test]
 fn weights_of_a_vocabulary_equal_splade() {
-    for name in ["bert-masked-lm", "xlm-roberta-masked-lm", "distilbert-splade"] {
+    for name in MASKED_LM.into_iter().chain(["distilbert-splade"]) {
         let model = model(name, "sparse");
         let cases = references(name)["sparse"].as_array().unwrap().clone();
         let inputs: Vec<Value> = cases.iter().map(|case| case["input"].clone()).collect();
@@ -121,7 +150,7 @@ fn weights_of_a_vocabulary_equal_splade() {
 
 #[test]
 fn masks_are_filled_as_by_transformers() {
-    for name in ["bert-masked-lm", "xlm-roberta-masked-lm"] {
+    for name in MASKED_LM {
         let model = model(name, "fill_mask");
         for case in references(name)["filled"].as_array().unwrap() {
             let wanted = Wanted::Masked { top_k: 4, targets: None };
