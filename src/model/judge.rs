@@ -4,10 +4,18 @@
 //! Source: Zhang et al. 2025 (Qwen3-Embedding), section 2 and the prompts published with Qwen3-Reranker;
 //! sentence-transformers' `LogitScore`.
 
+use std::path::Path;
+
 use serde::{Serialize, Serializer};
 use tokenizers::Tokenizer;
 
+use super::config::{Architecture, EncoderConfig};
+use super::gated::config::Family;
+use super::labels::HeadConfig;
+use super::manifest::ModelSpec;
 use super::section::{Faults, Section};
+use super::sentence::SentenceConfig;
+use super::weights::file_error;
 use crate::{Error, Result};
 
 /// A token, as a manifest names it.
@@ -176,6 +184,65 @@ pub(super) enum Asked<'a> {
     Pair { prompt: Option<&'a str>, query: &'a str, document: &'a str },
     /// A pair that its client has put together.
     Text { prompt: Option<&'a str>, text: &'a str },
+}
+
+/// The question that a causal language model is asked about a pair, and the ids of its answers; `None` for all other
+/// models.
+///
+/// Errors: [`Error::ModelFile`] for a manifest's `[rerank]` of a model that is none, an answer that the vocabulary has
+/// not, and a model whose own question is not known.
+pub(super) fn of(
+    spec: &ModelSpec,
+    sentence: &SentenceConfig,
+    head: &HeadConfig,
+    config: &EncoderConfig,
+    tokenizer: &tokenizers::Tokenizer,
+    tokenizer_file: &Path,
+) -> Result<Option<(Question, Answers)>> {
+    let is_decoder =
+        matches!(config.architecture, Architecture::Gated(Family::Qwen3 | Family::Mistral | Family::Gemma3));
+    let is_asked = spec.rerank.is_some() || sentence.answers.is_some();
+    if spec.task != "rerank" || !(is_asked || (is_decoder && head.is_causal())) {
+        return Ok(None);
+    }
+    let config_file = sentence.transformer_dir.join("config.json");
+    if !is_decoder {
+        return Err(file_error(&config_file, "is of no causal language model, which alone answers a question"));
+    }
+    if let Some(question) = &spec.rerank {
+        let answers = question.answers(tokenizer).map_err(|reason| file_error(tokenizer_file, reason))?;
+        return Ok(Some((question.clone(), answers)));
+    }
+    // A model that brings a question of its own brings a template, whose language is not read here.
+    let template = sentence.transformer_dir.join("chat_template.jinja");
+    let own = std::fs::read_to_string(&template).ok().filter(|_| sentence.answers.is_some());
+    let is_known = own.is_none_or(|own| own.contains("Judge whether the Document meets the requirements"));
+    if config.architecture != Architecture::Gated(Family::Qwen3) || !is_known {
+        let reason = "what this model is asked about a pair is not known: [rerank] of the manifest must say it";
+        return Err(file_error(&config_file, reason));
+    }
+    let question = Question::default();
+    let answers = match sentence.answers {
+        Some(answers) => answers,
+        None => question.answers(tokenizer).map_err(|reason| file_error(tokenizer_file, reason))?,
+    };
+    Ok(Some((question, answers)))
+}
+
+/// The question as token ids.
+pub(super) fn ready(
+    question: Question,
+    tokenizer: &tokenizers::Tokenizer,
+    tokenizer_file: &Path,
+    max_seq_len: usize,
+) -> Result<Judge> {
+    let judge = Judge::new(question, tokenizer).map_err(|reason| file_error(tokenizer_file, reason))?;
+    if judge.num_added() >= max_seq_len {
+        let (limit, added) = (max_seq_len, judge.num_added());
+        let reason = format!("max_seq_len {limit} leaves no room beside the {added} tokens of the question");
+        return Err(file_error(tokenizer_file, reason));
+    }
+    Ok(judge)
 }
 
 fn answer(section: &mut Section, key: &str, faults: &mut Faults) -> Option<Answer> {

@@ -11,14 +11,14 @@ use super::config::{Architecture, EncoderConfig, read_json_if_there};
 use super::embed::EmbedBackend;
 use super::encode::Encoder;
 use super::fingerprint::{Facts, fingerprint};
-use super::gated::config::Family;
 use super::head_weights::{self, HeadSpec};
-use super::judge::{Answers, Judge, Question};
+use super::judge::{self, Answers};
 use super::labels::HeadConfig;
 use super::manifest::{Dtype, ModelSpec};
 use super::names;
 use super::pack::Pooling;
 use super::sentence::{SentenceConfig, VectorModule, check_widths};
+use super::signature::Signature;
 use super::weights::{Format, Weights, file_error};
 use super::{Backend, LoadedModel, ModelInfo, Placed, tokenizer, trunk};
 use crate::ops::device;
@@ -126,7 +126,7 @@ fn described(spec: &ModelSpec, devices: &[Device]) -> Result<Described> {
         None => gguf_pooling(&weights)?.unwrap_or(Pooling::Mean),
     };
     let head = HeadConfig::read(&sentence.transformer_dir)?;
-    let judged = judged(spec, &sentence, &head, &config, &tokenizer, &tokenizer_file)?;
+    let judged = judge::of(spec, &sentence, &head, &config, &tokenizer, &tokenizer_file)?;
     let (question, answers) = judged.map_or((None, None), |(question, answers)| (Some(question), Some(answers)));
     let labels = match answers {
         None => labels(spec, &head, &sentence, &weights)?,
@@ -155,6 +155,7 @@ fn described(spec: &ModelSpec, devices: &[Device]) -> Result<Described> {
         dimensions,
         vocab_size: config.vocab_size,
         max_seq_len,
+        signature: Signature::default(),
         pooling,
         normalize: spec.normalize.or(sentence.normalize).unwrap_or(false),
         prompts,
@@ -162,7 +163,8 @@ fn described(spec: &ModelSpec, devices: &[Device]) -> Result<Described> {
         licence: spec.licence.clone(),
         created: modified(weights.path()),
     };
-    let judge = question.map(|question| judge(question, &tokenizer, &tokenizer_file, max_seq_len)).transpose()?;
+    let judge =
+        question.map(|question| judge::ready(question, &tokenizer, &tokenizer_file, max_seq_len)).transpose()?;
     let encoder = Encoder::new(tokenizer, max_seq_len, config.vocab_size).with_judge(judge);
     let config_file = sentence.transformer_dir.join("config.json");
     Ok(Described { info, encoder, weights, config, head, config_file, modules: sentence.modules, answers })
@@ -254,65 +256,6 @@ fn backend(
         max_seq_len,
         dimensions: info.dimensions,
     }))
-}
-
-/// The question that a causal language model is asked about a pair, and the ids of its answers; `None` for all other
-/// models.
-///
-/// Errors: [`Error::ModelFile`] for a manifest's `[rerank]` of a model that is none, an answer that the vocabulary has
-/// not, and a model whose own question is not known.
-fn judged(
-    spec: &ModelSpec,
-    sentence: &SentenceConfig,
-    head: &HeadConfig,
-    config: &EncoderConfig,
-    tokenizer: &tokenizers::Tokenizer,
-    tokenizer_file: &Path,
-) -> Result<Option<(Question, Answers)>> {
-    let is_decoder =
-        matches!(config.architecture, Architecture::Gated(Family::Qwen3 | Family::Mistral | Family::Gemma3));
-    let is_asked = spec.rerank.is_some() || sentence.answers.is_some();
-    if spec.task != "rerank" || !(is_asked || (is_decoder && head.is_causal())) {
-        return Ok(None);
-    }
-    let config_file = sentence.transformer_dir.join("config.json");
-    if !is_decoder {
-        return Err(file_error(&config_file, "is of no causal language model, which alone answers a question"));
-    }
-    if let Some(question) = &spec.rerank {
-        let answers = question.answers(tokenizer).map_err(|reason| file_error(tokenizer_file, reason))?;
-        return Ok(Some((question.clone(), answers)));
-    }
-    // A model that brings a question of its own brings a template, whose language is not read here.
-    let template = sentence.transformer_dir.join("chat_template.jinja");
-    let own = std::fs::read_to_string(&template).ok().filter(|_| sentence.answers.is_some());
-    let is_known = own.is_none_or(|own| own.contains("Judge whether the Document meets the requirements"));
-    if config.architecture != Architecture::Gated(Family::Qwen3) || !is_known {
-        let reason = "what this model is asked about a pair is not known: [rerank] of the manifest must say it";
-        return Err(file_error(&config_file, reason));
-    }
-    let question = Question::default();
-    let answers = match sentence.answers {
-        Some(answers) => answers,
-        None => question.answers(tokenizer).map_err(|reason| file_error(tokenizer_file, reason))?,
-    };
-    Ok(Some((question, answers)))
-}
-
-/// The question as token ids.
-fn judge(
-    question: Question,
-    tokenizer: &tokenizers::Tokenizer,
-    tokenizer_file: &Path,
-    max_seq_len: usize,
-) -> Result<Judge> {
-    let judge = Judge::new(question, tokenizer).map_err(|reason| file_error(tokenizer_file, reason))?;
-    if judge.num_added() >= max_seq_len {
-        let (limit, added) = (max_seq_len, judge.num_added());
-        let reason = format!("max_seq_len {limit} leaves no room beside the {added} tokens of the question");
-        return Err(file_error(tokenizer_file, reason));
-    }
-    Ok(judge)
 }
 
 /// Names of a classifier's scores; none for the other tasks.

@@ -1,30 +1,20 @@
-//! From text to token ids and back.
+//! Texts, pairs of texts and token ids.
 
 use std::borrow::Cow;
 
 use tokenizers::{PostProcessor, Tokenizer};
 
-use super::judge::{Asked, Judge};
+use super::super::judge::{Asked, Judge};
+use super::Encoding;
 use crate::output::Token;
-use crate::request::{Input, Truncation, TruncationDirection};
+use crate::request::{Truncation, TruncationDirection};
 use crate::{Error, Result};
-
-/// A tokenised input, special tokens included, at most `max_seq_len` long, every id < vocab_size.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Encoding {
-    /// [seq_len], not empty.
-    pub input_ids: Vec<u32>,
-    /// [seq_len], or empty for all 0.
-    pub token_type_ids: Vec<u32>,
-    /// Unicode scalar values of the text; 0 for token-id inputs.
-    pub num_chars: usize,
-}
 
 /// What vocabularies call the token to be filled in: WordPiece's and SentencePiece's habit.
 const MASKS: [&str; 2] = ["[MASK]", "<mask>"];
 
 /// A model's tokenizer with the model's limits.
-pub struct Encoder {
+pub struct TextEncoder {
     tokenizer: Tokenizer,
     max_seq_len: usize,
     vocab_size: usize,
@@ -36,7 +26,7 @@ pub struct Encoder {
     judge: Option<Judge>,
 }
 
-impl Encoder {
+impl TextEncoder {
     /// Strips the tokenizer of the truncation and padding its file may carry: the limits are the model's.
     pub fn new(mut tokenizer: Tokenizer, max_seq_len: usize, vocab_size: usize) -> Self {
         // Removing truncation cannot fail: only setting one is checked.
@@ -48,7 +38,7 @@ impl Encoder {
     }
 
     /// Puts a question around every pair and every text.
-    pub(super) fn with_judge(self, judge: Option<Judge>) -> Self {
+    pub(in super::super) fn with_judge(self, judge: Option<Judge>) -> Self {
         Self { judge, ..self }
     }
 
@@ -62,31 +52,11 @@ impl Encoder {
         self.max_seq_len
     }
 
-    /// Tokenises one input. `field` names it in errors ("input[3]"); `prompt` goes before a text.
-    ///
-    /// Blocks: tens of microseconds for a sentence; call it off the async threads.
-    /// Errors: `Empty` for an empty text or list, `TooLarge` with unit "tokens" when longer than
-    /// max_seq_len and `truncation` is `Refuse`, `Invalid` for an id >= vocab_size or a text the
-    /// tokenizer makes no token of.
-    pub fn encode(&self, input: &Input, field: &str, prompt: Option<&str>, truncation: Truncation) -> Result<Encoding> {
+    /// One text; `prompt` goes before it.
+    pub fn text(&self, text: &str, field: &str, prompt: Option<&str>, truncation: Truncation) -> Result<Encoding> {
         if let Some(judge) = &self.judge {
-            let (asked, num_chars) = match input {
-                Input::Text(text) => (Asked::Text { prompt, text }, text.chars().count()),
-                Input::Pair(query, document) => {
-                    (Asked::Pair { prompt, query, document }, query.chars().count() + document.chars().count())
-                }
-                Input::TokenIds(ids) => return self.take_ids(ids, field, truncation),
-            };
-            return self.encode_judged(judge, asked, num_chars, field, truncation);
+            return self.judged(judge, Asked::Text { prompt, text }, text.chars().count(), field, truncation);
         }
-        match input {
-            Input::Text(text) => self.encode_text(text, field, prompt, truncation),
-            Input::Pair(first, second) => self.encode_pair(first, second, field, prompt, truncation),
-            Input::TokenIds(ids) => self.take_ids(ids, field, truncation),
-        }
-    }
-
-    fn encode_text(&self, text: &str, field: &str, prompt: Option<&str>, truncation: Truncation) -> Result<Encoding> {
         if text.is_empty() {
             return Err(Error::Empty { field: field.to_string() });
         }
@@ -117,11 +87,11 @@ impl Encoder {
         let input_ids = encoding.get_ids().to_vec();
         // A tokenizer.json with more tokens than the model has rows is a broken model, seen here first.
         self.check_ids(&input_ids, field)?;
-        Ok(Encoding { input_ids, token_type_ids, num_chars })
+        Ok(Encoding { input_ids, token_type_ids, num_chars, ..Encoding::default() })
     }
 
     /// The prompt stands before the first text alone. What is too long is cut from the longer of the two, token by token.
-    fn encode_pair(
+    pub fn pair(
         &self,
         first: &str,
         second: &str,
@@ -133,6 +103,15 @@ impl Encoder {
             return Err(Error::Empty { field: field.to_string() });
         }
         let num_chars = first.chars().count() + second.chars().count();
+        if let Some(judge) = &self.judge {
+            return self.judged(
+                judge,
+                Asked::Pair { prompt, query: first, document: second },
+                num_chars,
+                field,
+                truncation,
+            );
+        }
         let first = match prompt {
             Some(prompt) => Cow::Owned(format!("{prompt}{first}")),
             None => Cow::Borrowed(first),
@@ -157,7 +136,7 @@ impl Encoder {
     }
 
     /// What is too long is cut from what stands between the question's ends.
-    fn encode_judged(
+    fn judged(
         &self,
         judge: &Judge,
         asked: Asked,
@@ -177,10 +156,11 @@ impl Encoder {
         }
         let input_ids = judge.around(body.get_ids());
         self.check_ids(&input_ids, field)?;
-        Ok(Encoding { input_ids, token_type_ids: Vec::new(), num_chars })
+        Ok(Encoding { input_ids, token_type_ids: Vec::new(), num_chars, values: Vec::new() })
     }
 
-    fn take_ids(&self, ids: &[u32], field: &str, truncation: Truncation) -> Result<Encoding> {
+    /// Ids as they are, cut where that is asked for.
+    pub fn ids(&self, ids: &[u32], field: &str, truncation: Truncation) -> Result<Encoding> {
         if ids.is_empty() {
             return Err(Error::Empty { field: field.to_string() });
         }
@@ -193,7 +173,7 @@ impl Encoder {
         } else {
             ids.to_vec()
         };
-        Ok(Encoding { input_ids, token_type_ids: Vec::new(), num_chars: 0 })
+        Ok(Encoding { input_ids, ..Encoding::default() })
     }
 
     fn direction(&self, truncation: Truncation, field: &str, got: usize) -> Result<TruncationDirection> {
