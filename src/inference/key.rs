@@ -84,7 +84,11 @@ impl Form {
             Truncation::Refuse => 0,
             Truncation::Cut(TruncationDirection::Left) => 1,
             Truncation::Cut(TruncationDirection::Right) => 2,
+            Truncation::Chunk { .. } => 3,
         }]);
+        if let Truncation::Chunk { overlap } = truncation {
+            write(&(*overlap as u64).to_le_bytes());
+        }
         write(&[u8::from(prompt.is_some())]);
         part(&mut write, prompt.map_or(&[], |prompt| prompt.as_bytes()));
         Some(Self { digest: *hasher.finalize().as_bytes(), row_len })
@@ -222,6 +226,7 @@ mod tests {
     fn everything_that_decides_a_result_is_in_its_name() {
         let plain = TaskParams::default;
         let cut = |direction| TaskParams { truncation: Truncation::Cut(direction), ..plain() };
+        let chunks = |overlap| TaskParams { truncation: Truncation::Chunk { overlap }, ..plain() };
         let prompt = |name: &str| TaskParams { prompt_name: Some(name.into()), ..plain() };
         let filler = ModelInfo { task: "fill_mask".into(), ..info() };
         let fill = |top_k, targets| TaskParams { task: Task::FillMask { top_k, targets }, ..plain() };

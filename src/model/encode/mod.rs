@@ -82,6 +82,27 @@ impl Encoder {
         }
     }
 
+    /// One text or list of ids in chunks that the model takes: see [`TextEncoder::text_chunks`].
+    ///
+    /// Errors: `Invalid` for another kind of input.
+    pub fn chunks(
+        &self,
+        input: &Input,
+        field: &str,
+        prompt: Option<&str>,
+        overlap: usize,
+        limit: usize,
+    ) -> Result<Vec<Encoding>> {
+        match (input, &self.text) {
+            (Input::Text(text), Some(encoder)) => encoder.text_chunks(text, field, prompt, overlap, limit),
+            (Input::TokenIds(ids), Some(encoder)) => encoder.id_chunks(ids, field, overlap, limit),
+            _ => {
+                let reason = format!("{} is not read in chunks; leave `chunk_overlap` out", input.kind());
+                Err(Error::Invalid { field: field.to_string(), reason })
+            }
+        }
+    }
+
     /// The tokens of a text, for `/tokenize`: never truncated. Errors: `Invalid` for a model without a tokenizer.
     pub fn tokenize(&self, text: &str, add_special_tokens: bool) -> Result<Vec<Token>> {
         self.tokenizer()?.tokenize(text, add_special_tokens)
