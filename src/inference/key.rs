@@ -247,6 +247,8 @@ mod tests {
             key(&info(), TaskParams { dimensions: Some(4), ..plain() }),
             key(&info(), cut(TruncationDirection::Left)),
             key(&info(), cut(TruncationDirection::Right)),
+            key(&info(), chunks(0)),
+            key(&info(), chunks(8)),
             key(&info(), prompt("query")),
             key(&info(), prompt("doc")),
             Form::of(&info(), &plain()).unwrap().key(&Input::Text("b".into())),

@@ -147,13 +147,21 @@ pub(super) struct Judge {
 }
 
 impl Judge {
-    /// Errors: the reason, for a text that the tokenizer cannot read.
-    pub fn new(question: Question, tokenizer: &Tokenizer) -> Result<Self, String> {
+    /// `tokenizer` neither cuts nor pads.
+    ///
+    /// Errors: the reason, for a text that the tokenizer cannot read and a question that leaves no room for a pair.
+    pub fn new(question: Question, tokenizer: &Tokenizer, max_seq_len: usize) -> Result<Self, String> {
         let ids = |text: &str| -> Result<Vec<u32>, String> {
             let encoding = tokenizer.encode_fast(text, false).map_err(|e| e.to_string())?;
             Ok(encoding.get_ids().to_vec())
         };
-        Ok(Self { prefix: ids(&question.prefix)?, suffix: ids(&question.suffix)?, question })
+        let judge = Self { prefix: ids(&question.prefix)?, suffix: ids(&question.suffix)?, question };
+        match judge.num_added() {
+            added if added >= max_seq_len => {
+                Err(format!("max_seq_len {max_seq_len} leaves no room beside the {added} tokens of the question"))
+            }
+            _ => Ok(judge),
+        }
     }
 
     /// Tokens around every pair.
@@ -227,22 +235,6 @@ pub(super) fn of(
         None => question.answers(tokenizer).map_err(|reason| file_error(tokenizer_file, reason))?,
     };
     Ok(Some((question, answers)))
-}
-
-/// The question as token ids.
-pub(super) fn ready(
-    question: Question,
-    tokenizer: &tokenizers::Tokenizer,
-    tokenizer_file: &Path,
-    max_seq_len: usize,
-) -> Result<Judge> {
-    let judge = Judge::new(question, tokenizer).map_err(|reason| file_error(tokenizer_file, reason))?;
-    if judge.num_added() >= max_seq_len {
-        let (limit, added) = (max_seq_len, judge.num_added());
-        let reason = format!("max_seq_len {limit} leaves no room beside the {added} tokens of the question");
-        return Err(file_error(tokenizer_file, reason));
-    }
-    Ok(judge)
 }
 
 fn answer(section: &mut Section, key: &str, faults: &mut Faults) -> Option<Answer> {

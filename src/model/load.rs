@@ -163,9 +163,11 @@ fn described(spec: &ModelSpec, devices: &[Device]) -> Result<Described> {
         licence: spec.licence.clone(),
         created: modified(weights.path()),
     };
-    let judge =
-        question.map(|question| judge::ready(question, &tokenizer, &tokenizer_file, max_seq_len)).transpose()?;
-    let encoder = Encoder::new(tokenizer, max_seq_len, config.vocab_size).with_judge(judge);
+    let encoder = Encoder::new(tokenizer, max_seq_len, config.vocab_size);
+    let encoder = match question {
+        None => encoder,
+        Some(question) => encoder.asking(question).map_err(|reason| file_error(&tokenizer_file, reason))?,
+    };
     let config_file = sentence.transformer_dir.join("config.json");
     Ok(Described { info, encoder, weights, config, head, config_file, modules: sentence.modules, answers })
 }

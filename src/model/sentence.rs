@@ -133,14 +133,20 @@ impl SentenceConfig {
     /// A pipeline of Transformer, Pooling and what follows it, in this order; or one of a head alone.
     fn read_modules(&mut self, dir: &Path, modules: &[Module]) -> Result<()> {
         for module in modules {
+            let misplaced = || {
+                let reason = format!("module `{}` stands on the wrong side of the Pooling", module.kind);
+                file_error(&dir.join("modules.json"), reason)
+            };
             // Releases of sentence-transformers differ in the module's path but not in its last word.
             match module.kind.rsplit('.').next().unwrap_or_default() {
                 "Transformer" => self.transformer_dir = dir.join(&module.path),
+                "Pooling" if !self.modules.is_empty() => return Err(misplaced()),
                 "Pooling" => {
                     let file = dir.join(&module.path).join("config.json");
                     self.pooling = Some(parse_pooling(&read_json(&file)?, &file)?);
                 }
                 "Normalize" => self.modules.push(VectorModule::Normalize),
+                "Dense" if self.pooling.is_none() => return Err(misplaced()),
                 "Dense" => self.modules.push(VectorModule::Dense(Dense::read(&dir.join(&module.path))?)),
                 "LogitScore" => {
                     let score: LogitScore = read_json(&dir.join(&module.path).join("config.json"))?;
@@ -161,10 +167,6 @@ impl SentenceConfig {
                     );
                     return Err(file_error(&dir.join("modules.json"), reason));
                 }
-            }
-            if self.pooling.is_none() && !self.modules.is_empty() {
-                let reason = format!("module `{}` stands before a Pooling, which is not supported", module.kind);
-                return Err(file_error(&dir.join("modules.json"), reason));
             }
         }
         // What is last is a request's choice; what stands before a Dense is part of the model.

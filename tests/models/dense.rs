@@ -105,7 +105,10 @@ fn what_a_module_cannot_be_is_refused_by_name() {
             "`module_input_name` `token_embeddings` is not supported",
         ),
         (|c| c.remove("2_Dense/model.safetensors"), "no weights: looked for model.safetensors"),
-        (|c| c.json("modules.json", |v: &mut Value| v.as_array_mut().unwrap().swap(1, 2)), "stands before a Pooling"),
+        (
+            |c| c.json("modules.json", |v: &mut Value| v.as_array_mut().unwrap().swap(1, 2)),
+            "on the wrong side of the Pooling",
+        ),
     ];
     for (change, expected) in cases {
         let copy = copy();

@@ -4,7 +4,7 @@ pub mod text;
 
 use tokenizers::Tokenizer;
 
-use super::judge::Judge;
+use super::judge::Question;
 use super::signature::ValuesShape;
 use crate::output::Token;
 use crate::request::{Input, Truncation};
@@ -42,9 +42,9 @@ impl Encoder {
         Self { text: Some(text), tensors: None, max_seq_len }
     }
 
-    /// Puts a question around every pair and every text.
-    pub(super) fn with_judge(self, judge: Option<Judge>) -> Self {
-        Self { text: self.text.map(|text| text.with_judge(judge)), ..self }
+    /// Puts a question around every pair and every text. Errors: the reason why it cannot.
+    pub(super) fn asking(self, question: Question) -> Result<Self, String> {
+        Ok(Self { text: self.text.map(|text| text.asking(question)).transpose()?, ..self })
     }
 
     /// Of a tensor model, whose inputs are so many values.

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use tokenizers::{PostProcessor, Tokenizer};
 
-use super::super::judge::{Asked, Judge};
+use super::super::judge::{Asked, Judge, Question};
 use super::Encoding;
 use crate::output::Token;
 use crate::request::{Truncation, TruncationDirection};
@@ -37,9 +37,10 @@ impl TextEncoder {
         Self { tokenizer, max_seq_len, vocab_size, num_added_tokens, num_added_to_pairs, judge: None }
     }
 
-    /// Puts a question around every pair and every text.
-    pub(in super::super) fn with_judge(self, judge: Option<Judge>) -> Self {
-        Self { judge, ..self }
+    /// Puts a question around every pair and every text. Errors: the reason why it cannot.
+    pub(in super::super) fn asking(self, question: Question) -> Result<Self, String> {
+        let judge = Judge::new(question, &self.tokenizer, self.max_seq_len)?;
+        Ok(Self { judge: Some(judge), ..self })
     }
 
     /// The id that stands for a token to be filled in, in vocabularies that have one.
