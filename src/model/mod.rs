@@ -16,6 +16,7 @@ mod head;
 mod head_weights;
 pub mod hub;
 pub mod install;
+pub mod judge;
 pub mod labels;
 pub mod load;
 pub mod manifest;
@@ -153,8 +154,10 @@ pub struct ModelInfo {
     pub dtype: String,
     /// "cpu", "cuda:0"; of several devices "cuda:0,1".
     pub device: String,
-    /// Of a tensor model: the values of all its outputs.
+    /// Values of a token's vector. Of a tensor model: the values of all its outputs.
     pub hidden_size: usize,
+    /// Values of a text's vector: `hidden_size`, or what the last `Dense` module makes of them.
+    pub dimensions: usize,
     /// 1 where there are no token ids.
     pub vocab_size: usize,
     /// Longest sequence in tokens, special tokens included.
@@ -211,7 +214,7 @@ impl ModelInfo {
             Task::Sparse | Task::FillMask { .. } => Wanted::Sparse,
             Task::Infer => Wanted::Outputs,
             Task::Embed | Task::EmbedAll => {
-                Wanted::Vector(RowSpec { normalize: self.normalize, dimensions: self.hidden_size })
+                Wanted::Vector(RowSpec { normalize: self.normalize, dimensions: self.dimensions })
             }
         }
     }

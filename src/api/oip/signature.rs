@@ -77,7 +77,7 @@ impl Signature {
                 ids(ATTENTION_MASK),
                 ids(TOKEN_TYPE_IDS),
             ],
-            outputs: vec![spec("embedding", Datatype::Fp32, &[None, Some(info.hidden_size)], false)],
+            outputs: vec![spec("embedding", Datatype::Fp32, &[None, Some(info.dimensions)], false)],
         }
     }
 

@@ -77,7 +77,7 @@ pub fn of(info: &ModelInfo) -> Vec<Signature> {
     match info.task.as_str() {
         "embed" => {
             let text = || vec![TensorSpec::new("text", Dtype::String, &[None])];
-            let embedding = || vec![TensorSpec::new("embedding", Dtype::Float, &[None, Some(info.hidden_size)])];
+            let embedding = || vec![TensorSpec::new("embedding", Dtype::Float, &[None, Some(info.dimensions)])];
             let bytes = vec![TensorSpec::new(EMBEDDING_BYTES, Dtype::String, &[None])];
             let ids = vec![TensorSpec::new(TOKEN_IDS, Dtype::Int64, &[None, None])];
             vec![

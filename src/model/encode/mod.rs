@@ -4,6 +4,7 @@ pub mod text;
 
 use tokenizers::Tokenizer;
 
+use super::judge::Question;
 use super::signature::ValuesShape;
 use crate::output::Token;
 use crate::request::{Input, Truncation};
@@ -41,6 +42,11 @@ impl Encoder {
         Self { text: Some(text), tensors: None, max_seq_len }
     }
 
+    /// Puts a question around every pair and every text. Errors: the reason why it cannot.
+    pub(super) fn asking(self, question: Question) -> Result<Self, String> {
+        Ok(Self { text: self.text.map(|text| text.asking(question)).transpose()?, ..self })
+    }
+
     /// Of a tensor model, whose inputs are so many values.
     pub fn of_tensors(values: ValuesShape) -> Self {
         Self { text: None, tensors: Some(values), max_seq_len: values.num_tokens }
@@ -71,6 +77,27 @@ impl Encoder {
             (Input::Values(values), _, Some(shape)) => take_values(values, *shape, field),
             _ => {
                 let reason = format!("{} is nothing that this model takes", input.kind());
+                Err(Error::Invalid { field: field.to_string(), reason })
+            }
+        }
+    }
+
+    /// One text or list of ids in chunks that the model takes: see [`TextEncoder::text_chunks`].
+    ///
+    /// Errors: `Invalid` for another kind of input.
+    pub fn chunks(
+        &self,
+        input: &Input,
+        field: &str,
+        prompt: Option<&str>,
+        overlap: usize,
+        limit: usize,
+    ) -> Result<Vec<Encoding>> {
+        match (input, &self.text) {
+            (Input::Text(text), Some(encoder)) => encoder.text_chunks(text, field, prompt, overlap, limit),
+            (Input::TokenIds(ids), Some(encoder)) => encoder.id_chunks(ids, field, overlap, limit),
+            _ => {
+                let reason = format!("{} is not read in chunks; leave `chunk_overlap` out", input.kind());
                 Err(Error::Invalid { field: field.to_string(), reason })
             }
         }
