@@ -1,62 +1,11 @@
-//! Tensors: their types, their bytes.
+//! A request's tensors as they came, and how their elements are read.
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
 use super::elements::{Elements, Values};
+use crate::api::tensors::signature::{Signature, TensorSpec};
+use crate::api::tensors::{Datatype, inputs};
 use crate::{Error, Result};
-
-/// The protocol's types of elements.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Datatype {
-    Bool,
-    Uint8,
-    Uint16,
-    Uint32,
-    Uint64,
-    Int8,
-    Int16,
-    Int32,
-    Int64,
-    Fp16,
-    Fp32,
-    Fp64,
-    Bf16,
-    /// Of any length each; a text is its UTF-8.
-    Bytes,
-}
-
-impl Datatype {
-    /// The name in requests and metadata.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Bool => "BOOL",
-            Self::Uint8 => "UINT8",
-            Self::Uint16 => "UINT16",
-            Self::Uint32 => "UINT32",
-            Self::Uint64 => "UINT64",
-            Self::Int8 => "INT8",
-            Self::Int16 => "INT16",
-            Self::Int32 => "INT32",
-            Self::Int64 => "INT64",
-            Self::Fp16 => "FP16",
-            Self::Fp32 => "FP32",
-            Self::Fp64 => "FP64",
-            Self::Bf16 => "BF16",
-            Self::Bytes => "BYTES",
-        }
-    }
-
-    /// The name in a model's configuration.
-    pub fn config_name(self) -> String {
-        match self {
-            Self::Bytes => "TYPE_STRING".to_string(),
-            other => format!("TYPE_{}", other.as_str()),
-        }
-    }
-}
 
 /// Where a tensor's elements are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,7 +27,39 @@ pub struct Tensor {
     pub data: Data,
 }
 
+/// The tensors of a request, their elements read as the signature has them.
+///
+/// Errors: `Invalid` for a name that is no input's and for another type; `Malformed` for a tensor that comes twice, and
+/// for elements that are not what the shape and the type say.
+pub fn read(tensors: Vec<Tensor>, signature: &Signature) -> Result<Vec<inputs::Tensor>> {
+    let known = signature.inputs();
+    for (i, tensor) in tensors.iter().enumerate() {
+        if !known.iter().any(|spec| spec.name == tensor.name) {
+            let names = known.iter().map(|spec| &*spec.name).collect::<Vec<_>>().join(", ");
+            let reason = format!("no input is named `{}`; known: {names}", tensor.name);
+            return Err(Error::Invalid { field: format!("inputs[{i}].name"), reason });
+        }
+        if tensors[..i].iter().any(|other| other.name == tensor.name) {
+            return Err(tensor.malformed("comes twice".to_string()));
+        }
+    }
+    let read = |tensor: Tensor| match known.iter().find(|spec| spec.name == tensor.name) {
+        Some(spec) => tensor.read(spec),
+        None => Err(Error::Internal { cause: format!("the tensor `{}` was not checked", tensor.name) }),
+    };
+    tensors.into_iter().map(read).collect()
+}
+
 impl Tensor {
+    fn read(self, spec: &TensorSpec) -> Result<inputs::Tensor> {
+        let (name, shape) = (self.name.clone(), self.shape.clone());
+        let values = match spec.datatype {
+            Datatype::Bytes => inputs::Values::Bytes(self.bytes()?),
+            _ => inputs::Values::Ints(self.ints()?),
+        };
+        Ok(inputs::Tensor { name, shape, values })
+    }
+
     fn malformed(&self, reason: String) -> Error {
         Error::Malformed { field: self.name.clone(), reason }
     }
@@ -114,11 +95,16 @@ impl Tensor {
 
     /// The elements of a BYTES tensor.
     ///
-    /// Errors: `Malformed` for another number than the shape's, for bytes that end early or late or are no UTF-8.
-    pub fn texts(mut self) -> Result<Vec<String>> {
+    /// Errors: `Malformed` for another number than the shape's, for bytes that end early or late; `Invalid` for another
+    /// type.
+    pub fn bytes(mut self) -> Result<Vec<Vec<u8>>> {
+        if self.datatype != Datatype::Bytes {
+            let reason = format!("expected BYTES, got {}", self.datatype.as_str());
+            return Err(Error::Invalid { field: self.name, reason });
+        }
         let expected = self.num_elements()?;
         match self.take_data() {
-            Data::Binary(bytes) => self.binary_texts(&bytes, expected),
+            Data::Binary(bytes) => self.binary_elements(&bytes, expected),
             Data::Listed(Elements { values, dims }) => {
                 self.check_nesting(&dims)?;
                 let texts = match values {
@@ -127,29 +113,27 @@ impl Tensor {
                     Values::Ints(_) => return Err(self.malformed("expected texts, got numbers".to_string())),
                 };
                 self.check_count(texts.len(), expected)?;
-                Ok(texts)
+                Ok(texts.into_iter().map(String::into_bytes).collect())
             }
         }
     }
 
-    fn binary_texts(&self, bytes: &[u8], expected: usize) -> Result<Vec<String>> {
-        let mut texts = Vec::new();
+    fn binary_elements(&self, bytes: &[u8], expected: usize) -> Result<Vec<Vec<u8>>> {
+        let mut elements = Vec::new();
         let mut rest = bytes;
         while !rest.is_empty() {
-            if texts.len() == expected {
+            if elements.len() == expected {
                 return Err(self.malformed(format!("has {} bytes after its {expected} elements", rest.len())));
             }
-            let i = texts.len();
+            let i = elements.len();
             let early = || self.malformed(format!("its bytes end within element {i}"));
             let (len, after) = rest.split_first_chunk::<4>().ok_or_else(early)?;
-            let (text, after) = after.split_at_checked(u32::from_le_bytes(*len) as usize).ok_or_else(early)?;
-            let text =
-                std::str::from_utf8(text).map_err(|e| self.malformed(format!("element {i} is no UTF-8: {e}")))?;
-            texts.push(text.to_string());
+            let (element, after) = after.split_at_checked(u32::from_le_bytes(*len) as usize).ok_or_else(early)?;
+            elements.push(element.to_vec());
             rest = after;
         }
-        self.check_count(texts.len(), expected)?;
-        Ok(texts)
+        self.check_count(elements.len(), expected)?;
+        Ok(elements)
     }
 
     /// The elements of an INT64 or INT32 tensor.
@@ -215,8 +199,8 @@ mod tests {
         ) {
             let tensor = tensor(datatype, &shape, bytes);
             let product = shape.iter().try_fold(1usize, |p, &d| p.checked_mul(d));
-            if let Ok(texts) = tensor.clone().texts() {
-                prop_assert_eq!(Some(texts.len()), product);
+            if let Ok(elements) = tensor.clone().bytes() {
+                prop_assert_eq!(Some(elements.len()), product);
             }
             if let Ok(ints) = tensor.ints() {
                 prop_assert_eq!(Some(ints.len()), product);
@@ -225,15 +209,15 @@ mod tests {
 
         #[test]
         fn texts_read_back(texts in proptest::collection::vec(any::<String>(), 0..20)) {
-            let read = tensor(Datatype::Bytes, &[texts.len()], packed(&texts)).texts();
-            prop_assert_eq!(read, Ok(texts));
+            let read = tensor(Datatype::Bytes, &[texts.len()], packed(&texts)).bytes();
+            prop_assert_eq!(read, Ok(texts.into_iter().map(String::into_bytes).collect::<Vec<_>>()));
         }
 
         #[test]
         fn a_cut_text_is_refused(texts in proptest::collection::vec(any::<String>(), 1..5), cut in 1usize..50) {
             let mut bytes = packed(&texts);
             bytes.truncate(bytes.len().saturating_sub(cut));
-            prop_assert!(tensor(Datatype::Bytes, &[texts.len()], bytes).texts().is_err());
+            prop_assert!(tensor(Datatype::Bytes, &[texts.len()], bytes).bytes().is_err());
         }
 
         #[test]
@@ -248,12 +232,11 @@ mod tests {
 
     #[test]
     fn another_count_than_the_shapes_is_told() {
-        let message = |tensor: Tensor| tensor.texts().unwrap_err().to_string();
+        let message = |tensor: Tensor| tensor.bytes().unwrap_err().to_string();
         assert!(
             message(tensor(Datatype::Bytes, &[2], vec![0; 4])).contains("has 1 elements, its shape [2] asks for 2")
         );
         assert!(message(tensor(Datatype::Bytes, &[1], vec![0; 9])).contains("5 bytes after its 1 elements"));
-        assert!(message(tensor(Datatype::Bytes, &[1], vec![1, 0, 0, 0, 255])).contains("no UTF-8"));
         let odd = tensor(Datatype::Int64, &[1], vec![0; 9]).ints().unwrap_err().to_string();
         assert!(odd.contains("no multiple of 8"), "{odd}");
     }

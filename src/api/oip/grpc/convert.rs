@@ -7,8 +7,7 @@ use bytes::Bytes;
 use super::super::answer;
 use super::super::elements::{Elements, Values};
 use super::super::infer::Answered;
-use super::super::signature::{Signature, TensorSpec};
-use super::super::tensor::{Data, Datatype, Tensor};
+use super::super::tensor::{Data, Tensor};
 use super::super::wire::{Asking, InferParameters, OutputParameters, OutputRequest, malformed, no_shared_memory};
 use super::pb::infer_parameter::ParameterChoice;
 use super::pb::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
@@ -18,6 +17,8 @@ use super::pb::{
     DataType, InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse, ModelInput, ModelOutput,
     ModelTensorReshape,
 };
+use crate::api::tensors::Datatype;
+use crate::api::tensors::signature::{Signature, TensorSpec};
 use crate::{Error, Result};
 
 const SHARED_MEMORY: &str = "shared_memory_region";
@@ -137,7 +138,7 @@ pub fn response_of(answered: Answered) -> Result<ModelInferResponse> {
     let raw_output_contents = raw.collect::<Result<_>>()?;
     let output = |output: &answer::Output| InferOutputTensor {
         name: output.0.name.to_string(),
-        datatype: output.0.datatype.as_str().to_string(),
+        datatype: output.0.datatype().as_str().to_string(),
         shape: output.0.shape.iter().map(|&dim| dim as i64).collect(),
         parameters: HashMap::new(),
         contents: None,
@@ -179,5 +180,5 @@ pub fn config_tensors(signature: &Signature) -> (Vec<ModelInput>, Vec<ModelOutpu
         let (dims, is_scalar) = spec.config_dims();
         ModelOutput { name: spec.name.to_string(), data_type: data_type(spec), dims, reshape: reshape(is_scalar) }
     };
-    (signature.inputs.iter().map(input).collect(), signature.outputs.iter().map(output).collect())
+    (signature.inputs().iter().map(input).collect(), signature.outputs.iter().map(output).collect())
 }
