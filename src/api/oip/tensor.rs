@@ -1,14 +1,16 @@
 //! A request's tensors as they came, and how their elements are read.
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 
 use super::elements::{Elements, Values};
-use crate::api::tensors::signature::{Signature, TensorSpec};
+use crate::api::tensors::signature::{IMAGE, Signature, TensorSpec, Written};
 use crate::api::tensors::{Datatype, inputs};
 use crate::{Error, Result};
 
 /// Where a tensor's elements are.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Data {
     /// Little-endian, row-major, without gaps; BYTES as a u32 length and so many bytes each.
     Binary(Bytes),
@@ -17,7 +19,7 @@ pub enum Data {
 }
 
 /// An input as a client sent it. The elements are not looked at yet.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Tensor {
     /// Names it in errors.
     pub name: String,
@@ -33,6 +35,7 @@ pub struct Tensor {
 /// for elements that are not what the shape and the type say.
 pub fn read(tensors: Vec<Tensor>, signature: &Signature) -> Result<Vec<inputs::Tensor>> {
     let known = signature.inputs();
+    let are_numbers = signature.forms.iter().any(|form| form.written == Written::Tensors);
     for (i, tensor) in tensors.iter().enumerate() {
         if !known.iter().any(|spec| spec.name == tensor.name) {
             let names = known.iter().map(|spec| &*spec.name).collect::<Vec<_>>().join(", ");
@@ -44,6 +47,7 @@ pub fn read(tensors: Vec<Tensor>, signature: &Signature) -> Result<Vec<inputs::T
         }
     }
     let read = |tensor: Tensor| match known.iter().find(|spec| spec.name == tensor.name) {
+        Some(_) if are_numbers => tensor.read_numbers(),
         Some(spec) => tensor.read(spec),
         None => Err(Error::Internal { cause: format!("the tensor `{}` was not checked", tensor.name) }),
     };
@@ -54,10 +58,24 @@ impl Tensor {
     fn read(self, spec: &TensorSpec) -> Result<inputs::Tensor> {
         let (name, shape) = (self.name.clone(), self.shape.clone());
         let values = match spec.datatype {
+            // JSON has no bytes: a file stands there in base64.
+            Datatype::Bytes if spec.name == IMAGE && matches!(self.data, Data::Listed(_)) => {
+                let decode = |(i, text): (usize, Vec<u8>)| {
+                    let wrong = |e| Error::Malformed { field: format!("{name}[{i}]"), reason: format!("not base64: {e}") };
+                    BASE64_STANDARD.decode(text).map_err(wrong)
+                };
+                inputs::Values::Bytes(self.bytes()?.into_iter().enumerate().map(decode).collect::<Result<_>>()?)
+            }
             Datatype::Bytes => inputs::Values::Bytes(self.bytes()?),
             _ => inputs::Values::Ints(self.ints()?),
         };
         Ok(inputs::Tensor { name, shape, values })
+    }
+
+    /// As models compute them: of any type, to the nearest f32; whole numbers only where that is exact.
+    fn read_numbers(self) -> Result<inputs::Tensor> {
+        let (name, shape) = (self.name.clone(), self.shape.clone());
+        Ok(inputs::Tensor { name, shape, values: inputs::Values::Floats(self.floats()?) })
     }
 
     fn malformed(&self, reason: String) -> Error {
@@ -110,7 +128,7 @@ impl Tensor {
                 let texts = match values {
                     Values::Texts(texts) => texts,
                     Values::None => Vec::new(),
-                    Values::Ints(_) => return Err(self.malformed("expected texts, got numbers".to_string())),
+                    _ => return Err(self.malformed("expected texts, got numbers".to_string())),
                 };
                 self.check_count(texts.len(), expected)?;
                 Ok(texts.into_iter().map(String::into_bytes).collect())
@@ -147,7 +165,7 @@ impl Tensor {
                 match values {
                     Values::Ints(ints) => ints,
                     Values::None => Vec::new(),
-                    Values::Texts(_) => return Err(self.malformed("expected numbers, got texts".to_string())),
+                    _ => return Err(self.malformed("expected whole numbers".to_string())),
                 }
             }
             (Data::Binary(bytes), Datatype::Int64) => {
@@ -167,6 +185,74 @@ impl Tensor {
         };
         self.check_count(ints.len(), expected)?;
         Ok(ints)
+    }
+
+    /// The elements of a tensor of numbers.
+    ///
+    /// Errors: `Malformed` for another number than the shape's and for elements of another kind; `Invalid` for BYTES, for
+    /// a whole number that f32 cannot hold and for what is no finite number.
+    pub fn floats(self) -> Result<Vec<f32>> {
+        let expected = self.num_elements()?;
+        let invalid = |reason: String| Error::Invalid { field: self.name.clone(), reason };
+        let datatype = self.datatype;
+        let whole = |(i, int): (usize, i64)| {
+            inputs::whole(int).ok_or_else(|| invalid(format!("element {i} is {int}: {}", inputs::NOT_EXACT)))
+        };
+        let float = |(i, number): (usize, f64)| {
+            inputs::float(number).ok_or_else(|| invalid(format!("element {i} is no finite number of 32 bits")))
+        };
+        if datatype == Datatype::Bytes {
+            return Err(invalid("expected numbers, got BYTES".to_string()));
+        }
+        let floats = match &self.data {
+            Data::Listed(Elements { values, dims }) => {
+                self.check_nesting(dims)?;
+                match values {
+                    Values::None => Ok(Vec::new()),
+                    Values::Bools(bools) => Ok(bools.iter().map(|&is| if is { 1.0 } else { 0.0 }).collect()),
+                    Values::Ints(ints) if datatype.is_integer() || datatype == Datatype::Bool => {
+                        ints.iter().copied().enumerate().map(whole).collect()
+                    }
+                    Values::Ints(ints) => ints.iter().map(|&int| int as f64).enumerate().map(float).collect(),
+                    Values::Floats(_) if datatype.is_integer() || datatype == Datatype::Bool => {
+                        return Err(self.malformed(format!("expected {}, got a fraction", datatype.as_str())));
+                    }
+                    Values::Floats(floats) => floats.iter().copied().enumerate().map(float).collect(),
+                    Values::Texts(_) => return Err(self.malformed("expected numbers, got texts".to_string())),
+                }
+            }
+            Data::Binary(bytes) => {
+                let size = match datatype {
+                    Datatype::Bool | Datatype::Uint8 | Datatype::Int8 | Datatype::Bytes => 1,
+                    Datatype::Uint16 | Datatype::Int16 | Datatype::Fp16 | Datatype::Bf16 => 2,
+                    Datatype::Uint32 | Datatype::Int32 | Datatype::Fp32 => 4,
+                    Datatype::Uint64 | Datatype::Int64 | Datatype::Fp64 => 8,
+                };
+                let chunks = bytes.chunks_exact(size);
+                self.check_rest(chunks.remainder(), size)?;
+                // Little-endian, so that the bits of a short type are the low ones.
+                let bits = chunks.map(|chunk| chunk.iter().rev().fold(0u64, |bits, byte| bits << 8 | u64::from(*byte)));
+                let number = |place: (usize, u64)| {
+                    let (i, bits) = place;
+                    match datatype {
+                        Datatype::Fp32 => float((i, f32::from_bits(bits as u32).into())),
+                        Datatype::Fp64 => float((i, f64::from_bits(bits))),
+                        Datatype::Fp16 => float((i, half::f16::from_bits(bits as u16).into())),
+                        Datatype::Bf16 => float((i, half::bf16::from_bits(bits as u16).into())),
+                        Datatype::Int8 => Ok(f32::from(bits as i8)),
+                        Datatype::Int16 => Ok(f32::from(bits as i16)),
+                        Datatype::Int32 => whole((i, i64::from(bits as i32))),
+                        Datatype::Int64 => whole((i, bits as i64)),
+                        Datatype::Bool if bits > 1 => Err(invalid(format!("element {i} is {bits}: a BOOL is 0 or 1"))),
+                        // Beyond 2^63 as far from exact as below it.
+                        _ => whole((i, i64::try_from(bits).unwrap_or(i64::MAX))),
+                    }
+                };
+                bits.enumerate().map(number).collect()
+            }
+        }?;
+        self.check_count(floats.len(), expected)?;
+        Ok(floats)
     }
 
     fn check_rest(&self, rest: &[u8], element_bytes: usize) -> Result<()> {

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::model::signature;
+
 /// A type of elements, written as the Open Inference Protocol does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "UPPERCASE")]
@@ -76,5 +78,25 @@ impl Datatype {
     /// Whether its values are whole numbers.
     pub fn is_integer(self) -> bool {
         !matches!(self, Self::Bool | Self::Fp16 | Self::Fp32 | Self::Fp64 | Self::Bf16 | Self::Bytes)
+    }
+}
+
+impl From<signature::Datatype> for Datatype {
+    fn from(datatype: signature::Datatype) -> Self {
+        match datatype {
+            signature::Datatype::Bool => Self::Bool,
+            signature::Datatype::U8 => Self::Uint8,
+            signature::Datatype::U16 => Self::Uint16,
+            signature::Datatype::U32 => Self::Uint32,
+            signature::Datatype::U64 => Self::Uint64,
+            signature::Datatype::I8 => Self::Int8,
+            signature::Datatype::I16 => Self::Int16,
+            signature::Datatype::I32 => Self::Int32,
+            signature::Datatype::I64 => Self::Int64,
+            signature::Datatype::F16 => Self::Fp16,
+            signature::Datatype::Bf16 => Self::Bf16,
+            signature::Datatype::F32 => Self::Fp32,
+            signature::Datatype::F64 => Self::Fp64,
+        }
     }
 }

@@ -12,7 +12,25 @@ use crate::{Error, Result};
 pub enum Values {
     Bytes(Vec<Vec<u8>>),
     Ints(Vec<i64>),
+    /// Of a tensor model, whatever type they came in: see [`float`] and [`whole`].
+    Floats(Vec<f32>),
 }
+
+/// Whole numbers up to here are exact in f32, which models compute in.
+const MAX_EXACT: i64 = 1 << 24;
+
+/// A whole number as models take it; `None` beyond 2^24, where f32 has not all of them.
+pub fn whole(int: i64) -> Option<f32> {
+    (-MAX_EXACT..=MAX_EXACT).contains(&int).then_some(int as f32)
+}
+
+/// A number as models take it, to the nearest f32; `None` where none is near.
+pub fn float(number: f64) -> Option<f32> {
+    Some(number as f32).filter(|number| number.is_finite())
+}
+
+/// What a value is told that [`whole`] refuses.
+pub const NOT_EXACT: &str = "models compute in f32, which holds whole numbers from -2^24 to 2^24 exactly";
 
 /// A tensor of a request, read.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,7 +42,7 @@ pub struct Tensor {
 }
 
 /// The inputs of a request, and which tensor they came in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Inputs {
     pub inputs: Vec<Input>,
     /// Names them in errors: input 3 is `text[3]`.
@@ -40,6 +58,10 @@ impl Inputs {
     /// model does not take; `Empty` and `TooLarge` for the number of inputs.
     pub fn of(tensors: Vec<Tensor>, signature: &Signature, limit: usize) -> Result<Self> {
         let form = form_of(&tensors, signature)?;
+        if form.written == Written::Tensors {
+            let name = form.name().to_string();
+            return Ok(Self { inputs: values_of(&tensors, form, limit)?, name });
+        }
         let mut tensors = tensors;
         let mut take = |name: &str| Some(tensors.swap_remove(tensors.iter().position(|tensor| tensor.name == name)?));
         let Some(first) = take(form.name()) else {
@@ -58,6 +80,12 @@ impl Inputs {
                 queried(texts_of(queries, None)?, texts_of(first, Some(limit))?)?
             }
             Written::TokenIds => rows_of(first, take(ATTENTION_MASK), take(TOKEN_TYPE_IDS), limit)?,
+            Written::Images => {
+                let (_, files) = files_of(first, Some(limit))?;
+                files.into_iter().map(|file| Input::Image(file.into())).collect()
+            }
+            // They have returned above.
+            Written::Tensors => Vec::new(),
         };
         Ok(Self { inputs, name })
     }
@@ -95,19 +123,65 @@ fn wrong_shape(tensor: &Tensor, expected: &str) -> Error {
     Error::Invalid { field: tensor.name.clone(), reason }
 }
 
-/// Texts with the name of their tensor. Of at most `limit`, where there is one.
-fn texts_of(tensor: Tensor, limit: Option<usize>) -> Result<(String, Vec<String>)> {
-    match tensor.shape[..] {
-        [n] | [n, 1] => check_count(&tensor.name, n, limit.unwrap_or(usize::MAX))?,
-        _ => return Err(wrong_shape(&tensor, "[n] or [n, 1]")),
+/// Each input's values of all tensors, one after another in the model's order.
+///
+/// Shapes: each [n, what the model says].
+fn values_of(tensors: &[Tensor], form: &Form, limit: usize) -> Result<Vec<Input>> {
+    let mut parts: Vec<&[f32]> = Vec::with_capacity(form.tensors.len());
+    let mut num_inputs = None;
+    for spec in &form.tensors {
+        let Some(tensor) = tensors.iter().find(|tensor| tensor.name == spec.name) else {
+            return Err(malformed("inputs", &format!("the tensor `{}` is missing", spec.name)));
+        };
+        let Values::Floats(values) = &tensor.values else {
+            return Err(malformed(&tensor.name, "expected numbers"));
+        };
+        let n = tensor.shape.first().copied().unwrap_or(0);
+        check_count(&tensor.name, n, limit)?;
+        let agrees = |(dim, got): (&Option<usize>, &usize)| dim.is_none_or(|dim| dim == *got);
+        if tensor.shape.len() != spec.shape.len() || !spec.shape.iter().zip(&tensor.shape).all(agrees) {
+            let dims: Vec<String> = spec.shape.iter().map(|dim| dim.map_or("n".into(), |dim| dim.to_string())).collect();
+            return Err(wrong_shape(tensor, &format!("[{}]", dims.join(", "))));
+        }
+        match num_inputs.replace(n) {
+            Some(others) if others != n => {
+                let reason = format!("has {n} inputs, `{}` has {others}", form.name());
+                return Err(malformed(&tensor.name, &reason));
+            }
+            _ => parts.push(values),
+        }
     }
-    let Tensor { name, shape: _, values } = tensor;
-    let Values::Bytes(texts) = values else { return Err(malformed(&name, "expected texts, got numbers")) };
+    let n = num_inputs.unwrap_or(0);
+    let row = |i: usize| {
+        // Each has n rows, as was checked.
+        let of = |values: &&[f32]| (i * (values.len() / n), (i + 1) * (values.len() / n));
+        let row: Vec<f32> = parts.iter().flat_map(|part| part[of(part).0..of(part).1].iter().copied()).collect();
+        Input::Values(row.into())
+    };
+    Ok((0..n).map(row).collect())
+}
+
+/// Texts with the name of their tensor. Of at most `limit`, where there is one.
+fn texts_of(tensor: Tensor, limit: Option<usize>) -> Result<Texts> {
+    let (name, texts) = files_of(tensor, limit)?;
     let text = |(i, text): (usize, Vec<u8>)| {
         String::from_utf8(text).map_err(|e| malformed(&format!("{name}[{i}]"), &format!("not UTF-8: {e}")))
     };
     let texts = texts.into_iter().enumerate().map(text).collect::<Result<_>>()?;
     Ok((name, texts))
+}
+
+/// Bytes with the name of their tensor. Of at most `limit`, where there is one.
+fn files_of(tensor: Tensor, limit: Option<usize>) -> Result<(String, Vec<Vec<u8>>)> {
+    match tensor.shape[..] {
+        [n] | [n, 1] => check_count(&tensor.name, n, limit.unwrap_or(usize::MAX))?,
+        _ => return Err(wrong_shape(&tensor, "[n] or [n, 1]")),
+    }
+    let Tensor { name, shape: _, values } = tensor;
+    match values {
+        Values::Bytes(bytes) => Ok((name, bytes)),
+        Values::Ints(_) | Values::Floats(_) => Err(malformed(&name, "expected texts, got numbers")),
+    }
 }
 
 type Texts = (String, Vec<String>);
@@ -140,7 +214,7 @@ fn queried((query_name, mut queries): Texts, (name, texts): Texts) -> Result<Vec
 fn ints_of(tensor: Tensor) -> Result<Vec<i64>> {
     match tensor.values {
         Values::Ints(ints) => Ok(ints),
-        Values::Bytes(_) => Err(malformed(&tensor.name, "expected numbers, got texts")),
+        Values::Bytes(_) | Values::Floats(_) => Err(malformed(&tensor.name, "expected whole numbers")),
     }
 }
 

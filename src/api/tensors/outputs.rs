@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::Datatype;
-use super::signature::Signature;
+use super::signature::{Signature, TensorSpec};
 use crate::inference::Computed;
 use crate::inference::outcome::{pairs, scores};
 use crate::output::Row;
@@ -116,6 +116,27 @@ pub fn outputs_of(computed: Computed, signature: &Signature, form: scores::Form)
             let (ids, weights) = unzipped(&values);
             let shape = vec![lengths.len(), longest];
             vec![(shape.clone(), ids), (shape, weights), lengths_of(lengths)]
+        }
+        Task::Infer => {
+            let outputs = &computed.info.signature.outputs;
+            let expected: usize = outputs.iter().map(|output| output.num_values()).sum();
+            if let Some(row) = computed.rows.iter().find(|row| row.len() != expected) {
+                let cause = format!("a row of {} values, the outputs have {expected}", row.len());
+                return Err(Error::Internal { cause });
+            }
+            let mut start = 0;
+            let mut tensor = |(output, spec): (&crate::model::signature::TensorSpec, &TensorSpec)| {
+                let place = start..start + output.num_values();
+                start = place.end;
+                let values = computed.rows.iter().flat_map(|row| row[place.clone()].iter().copied());
+                let values = match spec.datatype {
+                    Datatype::Int64 => Values::Longs(values.map(|value| value as i64).collect()),
+                    Datatype::Int32 => Values::Ints(values.map(|value| value as i32).collect()),
+                    _ => Values::Floats(values.collect()),
+                };
+                ([computed.rows.len()].into_iter().chain(output.shape.iter().copied()).collect(), values)
+            };
+            outputs.iter().zip(&signature.outputs).map(&mut tensor).collect()
         }
         Task::FillMask { .. } => {
             // Each mask of each row has equally many pairs: the request names `top_k` and targets once.

@@ -10,6 +10,10 @@
 //! | token_classify | `text` | `scores` FP32 [n, longest, labels], `lengths` |
 //! | fill_mask | `text` | `token_ids` INT64 and `scores` FP32 [n, most masks, k], `lengths` |
 //!
+//! | infer | the model's own | the model's own |
+//!
+//! Models of images take `image`, a file an input, instead or beside.
+//!
 //! Instead of its texts each takes `input_ids`, with what a tokeniser puts beside them. The batch is the first dimension of
 //! every tensor, as the clients of both protocols have it; so what is ragged is padded with zeros behind, and `lengths` says
 //! how much of each row is not.
@@ -17,6 +21,7 @@
 use std::borrow::Cow;
 
 use super::Datatype;
+use crate::model::signature::{self as model, Modality};
 use crate::model::{DEFAULT_TOP_K, ModelInfo};
 use crate::request::Task;
 use crate::{Error, Result};
@@ -24,6 +29,7 @@ use crate::{Error, Result};
 pub const TEXT: &str = "text";
 pub const TEXT_PAIR: &str = "text_pair";
 pub const QUERY: &str = "query";
+pub const IMAGE: &str = "image";
 pub const INPUT_IDS: &str = "input_ids";
 pub const ATTENTION_MASK: &str = "attention_mask";
 pub const TOKEN_TYPE_IDS: &str = "token_type_ids";
@@ -42,6 +48,11 @@ pub struct TensorSpec {
 impl TensorSpec {
     fn new(name: &'static str, datatype: Datatype, shape: &[Option<usize>]) -> Self {
         Self { name: name.into(), datatype, shape: shape.to_vec(), is_optional: false }
+    }
+
+    fn of(spec: &model::TensorSpec, datatype: Datatype) -> Self {
+        let shape = [None].into_iter().chain(spec.shape.iter().copied().map(Some)).collect();
+        Self { name: spec.name.clone().into(), datatype, shape, is_optional: false }
     }
 
     fn optional(self) -> Self {
@@ -65,6 +76,10 @@ pub enum Written {
     Queries,
     /// Token ids, with or without a mask and types.
     TokenIds,
+    /// A file an input.
+    Images,
+    /// The inputs of a tensor model, all of them.
+    Tensors,
 }
 
 /// A way to write a request's inputs. A request uses one.
@@ -111,7 +126,14 @@ impl Signature {
             Task::FillMask { .. } => {
                 vec![longs("token_ids", &[None, None, None]), floats("scores", &[None, None, None]), lengths]
             }
+            Task::Infer => {
+                info.signature.outputs.iter().map(|spec| TensorSpec::of(spec, given_as(spec.dtype))).collect()
+            }
         };
+        if info.signature.takes(Modality::Tensors) {
+            let tensors = info.signature.inputs.iter().map(|spec| TensorSpec::of(spec, spec.dtype.into())).collect();
+            return Self { task, forms: vec![Form { written: Written::Tensors, tensors }], outputs };
+        }
         let usual = match &task {
             Task::Classify if info.task == "rerank" => {
                 Form { written: Written::Queries, tensors: vec![texts(TEXT), texts(QUERY)] }
@@ -122,7 +144,10 @@ impl Signature {
         let beside = [ids(ATTENTION_MASK).optional(), ids(TOKEN_TYPE_IDS).optional()];
         let token_ids =
             Form { written: Written::TokenIds, tensors: [ids(INPUT_IDS)].into_iter().chain(beside).collect() };
-        Self { task, forms: vec![usual, token_ids], outputs }
+        let image = Form { written: Written::Images, tensors: vec![texts(IMAGE)] };
+        let of = |modality, forms: Vec<Form>| info.signature.takes(modality).then_some(forms).into_iter().flatten();
+        let forms = of(Modality::Text, vec![usual, token_ids]).chain(of(Modality::Image, vec![image])).collect();
+        Self { task, forms, outputs }
     }
 
     /// The tensors of what the model was made for.
@@ -163,7 +188,16 @@ impl Signature {
 
     /// Whether the values of an output are classes' scores, one row an input.
     pub fn has_classes(&self, output: &TensorSpec) -> bool {
-        matches!(self.task, Task::Classify) && output.datatype == Datatype::Fp32 && output.shape.len() == 2
+        matches!(self.task, Task::Classify | Task::Infer) && output.datatype == Datatype::Fp32 && output.shape.len() == 2
+    }
+}
+
+/// What a tensor model's output is answered as: it is computed in floats, and whole numbers are told as such.
+fn given_as(datatype: model::Datatype) -> Datatype {
+    match datatype {
+        model::Datatype::I64 => Datatype::Int64,
+        model::Datatype::I32 => Datatype::Int32,
+        _ => Datatype::Fp32,
     }
 }
 

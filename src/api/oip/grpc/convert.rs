@@ -89,25 +89,34 @@ fn elements_of(name: &str, datatype: Datatype, contents: InferTensorContents) ->
         };
         bytes.into_iter().enumerate().map(text).collect::<Result<Vec<_>>>()
     };
-    let (values, len) = match datatype {
-        Datatype::Bytes => {
-            let texts = texts(contents.bytes_contents)?;
-            let len = texts.len();
-            (Values::Texts(texts), len)
+    let values = match datatype {
+        Datatype::Bytes => Values::Texts(texts(contents.bytes_contents)?),
+        Datatype::Int64 => Values::Ints(contents.int64_contents),
+        Datatype::Int8 | Datatype::Int16 | Datatype::Int32 => {
+            Values::Ints(contents.int_contents.into_iter().map(i64::from).collect())
         }
-        Datatype::Int64 => {
-            let len = contents.int64_contents.len();
-            (Values::Ints(contents.int64_contents), len)
+        Datatype::Uint8 | Datatype::Uint16 | Datatype::Uint32 => {
+            Values::Ints(contents.uint_contents.into_iter().map(i64::from).collect())
         }
-        Datatype::Int32 => {
-            let ints: Vec<i64> = contents.int_contents.into_iter().map(i64::from).collect();
-            let len = ints.len();
-            (Values::Ints(ints), len)
+        // Beyond 2^63 nothing takes them, as below it.
+        Datatype::Uint64 => {
+            let int = |int| i64::try_from(int).unwrap_or(i64::MAX);
+            Values::Ints(contents.uint64_contents.into_iter().map(int).collect())
         }
-        other => {
-            let reason = format!("no input of these models is of {}", other.as_str());
+        Datatype::Bool => Values::Bools(contents.bool_contents),
+        Datatype::Fp32 => Values::Floats(contents.fp32_contents.into_iter().map(f64::from).collect()),
+        Datatype::Fp64 => Values::Floats(contents.fp64_contents),
+        Datatype::Fp16 | Datatype::Bf16 => {
+            let reason = format!("{} is taken as raw contents alone", datatype.as_str());
             return Err(Error::Invalid { field: name.to_string(), reason });
         }
+    };
+    let len = match &values {
+        Values::Texts(texts) => texts.len(),
+        Values::Ints(ints) => ints.len(),
+        Values::Floats(floats) => floats.len(),
+        Values::Bools(bools) => bools.len(),
+        Values::None => 0,
     };
     Ok(Elements { values: if len == 0 { Values::None } else { values }, dims: vec![len] })
 }
