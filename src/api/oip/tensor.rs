@@ -61,7 +61,8 @@ impl Tensor {
             // JSON has no bytes: a file stands there in base64.
             Datatype::Bytes if spec.name == IMAGE && matches!(self.data, Data::Listed(_)) => {
                 let decode = |(i, text): (usize, Vec<u8>)| {
-                    let wrong = |e| Error::Malformed { field: format!("{name}[{i}]"), reason: format!("not base64: {e}") };
+                    let wrong =
+                        |e| Error::Malformed { field: format!("{name}[{i}]"), reason: format!("not base64: {e}") };
                     BASE64_STANDARD.decode(text).map_err(wrong)
                 };
                 inputs::Values::Bytes(self.bytes()?.into_iter().enumerate().map(decode).collect::<Result<_>>()?)

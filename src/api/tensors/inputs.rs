@@ -140,7 +140,8 @@ fn values_of(tensors: &[Tensor], form: &Form, limit: usize) -> Result<Vec<Input>
         check_count(&tensor.name, n, limit)?;
         let agrees = |(dim, got): (&Option<usize>, &usize)| dim.is_none_or(|dim| dim == *got);
         if tensor.shape.len() != spec.shape.len() || !spec.shape.iter().zip(&tensor.shape).all(agrees) {
-            let dims: Vec<String> = spec.shape.iter().map(|dim| dim.map_or("n".into(), |dim| dim.to_string())).collect();
+            let dims: Vec<String> =
+                spec.shape.iter().map(|dim| dim.map_or("n".into(), |dim| dim.to_string())).collect();
             return Err(wrong_shape(tensor, &format!("[{}]", dims.join(", "))));
         }
         match num_inputs.replace(n) {

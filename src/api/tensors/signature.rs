@@ -188,7 +188,9 @@ impl Signature {
 
     /// Whether the values of an output are classes' scores, one row an input.
     pub fn has_classes(&self, output: &TensorSpec) -> bool {
-        matches!(self.task, Task::Classify | Task::Infer) && output.datatype == Datatype::Fp32 && output.shape.len() == 2
+        matches!(self.task, Task::Classify | Task::Infer)
+            && output.datatype == Datatype::Fp32
+            && output.shape.len() == 2
     }
 }
 

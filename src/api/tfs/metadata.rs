@@ -90,7 +90,8 @@ impl Metadata {
 
 impl SignatureDef {
     fn of(signature: &Signature) -> Self {
-        let named = |specs: &[TensorSpec]| specs.iter().map(|spec| (spec.name.to_string(), TensorInfo::of(spec))).collect();
+        let named =
+            |specs: &[TensorSpec]| specs.iter().map(|spec| (spec.name.to_string(), TensorInfo::of(spec))).collect();
         Self {
             inputs: named(&signature.form.tensors),
             outputs: named(&signature.outputs),

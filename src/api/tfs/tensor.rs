@@ -335,10 +335,7 @@ mod tests {
     }
 
     fn two() -> Signature {
-        signature(
-            Written::Tensors,
-            &[("flags", Datatype::Int64, &[None]), ("sizes", Datatype::Fp32, &[None, Some(2)])],
-        )
+        signature(Written::Tensors, &[("flags", Datatype::Int64, &[None]), ("sizes", Datatype::Fp32, &[None, Some(2)])])
     }
 
     fn files() -> Signature {
