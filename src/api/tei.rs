@@ -3,6 +3,7 @@
 pub mod heads;
 mod pipeline;
 pub mod tokens;
+pub mod vertex;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -29,6 +30,7 @@ pub fn routes() -> Router<ApiState> {
     Router::new()
         .route("/", post(main_task))
         .route("/invocations", post(main_task))
+        .route("/vertex", post(vertex::vertex))
         .route("/embed", post(embed))
         .route("/embed_all", post(heads::embed_all))
         .route("/embed_sparse", post(heads::embed_sparse))
