@@ -17,6 +17,7 @@ mod head_weights;
 pub mod hub;
 pub mod install;
 pub mod labels;
+pub mod layers;
 pub mod load;
 pub mod manifest;
 mod mpnet;

@@ -73,6 +73,11 @@ impl Weights {
         Self { source: self.source.clone(), device: device.clone() }
     }
 
+    /// The device that tensors are read onto.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// The format of the files.
     pub fn format(&self) -> Format {
         match *self.source {

@@ -25,6 +25,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::signature::Datatype;
+
 /// A whole model. Layers stand behind what they read, so that no list has a circle.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct LayerList {
@@ -39,28 +41,11 @@ pub struct LayerList {
 #[serde(deny_unknown_fields)]
 pub struct InputSpec {
     pub name: String,
-    #[serde(default)]
-    pub dtype: ElementType,
+    /// What clients send. Everything is computed in f32, in which whole numbers are exact below 2^24.
+    #[serde(default = "float")]
+    pub dtype: Datatype,
     /// Of one row, without the batch. Empty for one number a row.
     pub shape: Vec<usize>,
-}
-
-/// What clients send. Everything is computed in f32, in which whole numbers are exact below 2^24.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ElementType {
-    #[default]
-    F32,
-    F64,
-    I8,
-    I16,
-    I32,
-    I64,
-    U8,
-    U16,
-    U32,
-    U64,
-    Bool,
 }
 
 /// One layer, or one more call of a layer.
@@ -347,6 +332,10 @@ pub enum Numbers {
 }
 
 // What serde asks for by name.
+
+fn float() -> Datatype {
+    Datatype::F32
+}
 
 fn yes() -> bool {
     true
