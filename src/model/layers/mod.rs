@@ -11,6 +11,7 @@ mod join;
 pub mod list;
 mod norm;
 mod pool;
+pub(super) mod read;
 mod recurrent;
 mod shape;
 mod window;
