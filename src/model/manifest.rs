@@ -41,6 +41,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::judge::Question;
+use super::layers::{self, list::LayerList};
 use super::pack::Pooling;
 use super::section::{Faults, Section};
 use crate::request::ModelName;
@@ -50,7 +51,7 @@ use crate::{Error, Result};
 pub const MANIFEST_FILE: &str = "manifest.toml";
 
 /// The tasks this server has heads for.
-pub const TASKS: [&str; 6] = ["embed", "classify", "rerank", "token_classify", "sparse", "fill_mask"];
+pub const TASKS: [&str; 7] = ["embed", "classify", "rerank", "token_classify", "sparse", "fill_mask", "infer"];
 
 /// One version of one model, as the repository found it: the manifest's words where it has any.
 /// `None` means the model's own files say it (`config.json`, `modules.json`, `1_Pooling/config.json`,
@@ -67,6 +68,8 @@ pub struct ModelSpec {
     /// One GGUF file, or one or several safetensors files; empty means "look in `dir`".
     pub weights: Vec<PathBuf>,
     pub tokenizer: Option<PathBuf>,
+    /// What a tensor model computes; `None` for the others.
+    pub layers: Option<LayerList>,
     /// The manifest's sha256 of files in `dir`, by name; they were verified.
     pub checksums: BTreeMap<String, String>,
     pub pooling: Option<Pooling>,
@@ -92,6 +95,7 @@ impl ModelSpec {
             architecture: None,
             weights: Vec::new(),
             tokenizer: None,
+            layers: None,
             checksums: BTreeMap::new(),
             pooling: None,
             normalize: None,
@@ -164,6 +168,9 @@ pub struct VersionEntry {
     pub weights: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<String>,
+    /// A tensor model's inputs, outputs and layers.
+    #[serde(flatten)]
+    pub layers: Option<LayerList>,
     /// File name, with `/` between folders, to its sha256 in lowercase hexadecimal.
     pub files: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "is_default")]
@@ -234,6 +241,7 @@ impl Manifest {
             architecture: self.architecture.clone(),
             weights: entry.weights.iter().map(|f| dir.join(f)).collect(),
             tokenizer: entry.tokenizer.map(|f| dir.join(f)),
+            layers: entry.layers,
             checksums: entry.files,
             pooling: self.pooling,
             normalize: self.normalize,
@@ -319,6 +327,7 @@ fn read_version(mut section: Section, faults: &mut Faults) -> VersionEntry {
     let entry = VersionEntry {
         weights: section.list("weights", faults),
         tokenizer: section.string("tokenizer", faults),
+        layers: layers::read::read(&mut section, faults),
         files: section.strings("files", faults),
         provenance: section.table("provenance", faults).map_or_else(Default::default, |s| read_provenance(s, faults)),
     };

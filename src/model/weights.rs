@@ -73,7 +73,7 @@ impl Weights {
         Self { source: self.source.clone(), device: device.clone() }
     }
 
-    /// What tensors are read onto.
+    /// The device that tensors are read onto.
     pub fn device(&self) -> &Device {
         &self.device
     }

@@ -2,7 +2,7 @@
 //!
 //! | task | takes | gives |
 //! |---|---|---|
-//! | embed | `text` | `embedding` FP32 [n, hidden_size] |
+//! | embed | `text` | `embedding` FP32 [n, dimensions] |
 //! | embed_all | `text` | `token_embeddings` FP32 [n, longest, hidden_size], `lengths` INT32 [n] |
 //! | sparse | `text` | `indices` INT64 and `values` FP32 [n, longest], `lengths` |
 //! | classify | `text`, `text_pair` or not | `scores` FP32 [n, labels] |
@@ -118,7 +118,7 @@ impl Signature {
         let lengths = TensorSpec::new("lengths", Datatype::Int32, &[None]);
         let (hidden_size, num_labels) = (Some(info.hidden_size), Some(info.labels.len()));
         let outputs = match &task {
-            Task::Embed => vec![floats("embedding", &[None, hidden_size])],
+            Task::Embed => vec![floats("embedding", &[None, Some(info.dimensions)])],
             Task::EmbedAll => vec![floats("token_embeddings", &[None, None, hidden_size]), lengths],
             Task::Sparse => vec![longs("indices", &[None, None]), floats("values", &[None, None]), lengths],
             Task::Classify => vec![floats("scores", &[None, num_labels])],

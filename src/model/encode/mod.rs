@@ -2,6 +2,8 @@
 
 pub mod text;
 
+use std::ops::Range;
+
 use tokenizers::Tokenizer;
 
 use super::judge::Question;
@@ -31,6 +33,8 @@ pub struct Encoder {
     text: Option<TextEncoder>,
     /// `None` for models that take no tensors.
     tensors: Option<ValuesShape>,
+    /// Which values of a row are looked up in a table, and how many rows that has.
+    tables: Vec<(Range<usize>, usize)>,
     max_seq_len: usize,
 }
 
@@ -39,7 +43,7 @@ impl Encoder {
     /// model's.
     pub fn new(tokenizer: Tokenizer, max_seq_len: usize, vocab_size: usize) -> Self {
         let text = TextEncoder::new(tokenizer, max_seq_len, vocab_size);
-        Self { text: Some(text), tensors: None, max_seq_len }
+        Self { text: Some(text), tensors: None, tables: Vec::new(), max_seq_len }
     }
 
     /// Puts a question around every pair and every text. Errors: the reason why it cannot.
@@ -49,7 +53,12 @@ impl Encoder {
 
     /// Of a tensor model, whose inputs are so many values.
     pub fn of_tensors(values: ValuesShape) -> Self {
-        Self { text: None, tensors: Some(values), max_seq_len: values.num_tokens }
+        Self { text: None, tensors: Some(values), tables: Vec::new(), max_seq_len: values.num_tokens }
+    }
+
+    /// The same, for a model that looks some of its values up: they are whole numbers from 0, below these bounds.
+    pub fn with_tables(self, tables: Vec<(Range<usize>, usize)>) -> Self {
+        Self { tables, ..self }
     }
 
     /// The id that stands for a token to be filled in, in vocabularies that have one.
@@ -74,7 +83,7 @@ impl Encoder {
             (Input::Text(text), Some(encoder), _) => encoder.text(text, field, prompt, truncation),
             (Input::Pair(first, second), Some(encoder), _) => encoder.pair(first, second, field, prompt, truncation),
             (Input::TokenIds(ids), Some(encoder), _) => encoder.ids(ids, field, truncation),
-            (Input::Values(values), _, Some(shape)) => take_values(values, *shape, field),
+            (Input::Values(values), _, Some(shape)) => take_values(values, *shape, &self.tables, field),
             _ => {
                 let reason = format!("{} is nothing that this model takes", input.kind());
                 Err(Error::Invalid { field: field.to_string(), reason })
@@ -119,13 +128,24 @@ impl Encoder {
     }
 }
 
-fn take_values(values: &[f32], shape: ValuesShape, field: &str) -> Result<Encoding> {
+fn take_values(
+    values: &[f32],
+    shape: ValuesShape,
+    tables: &[(Range<usize>, usize)],
+    field: &str,
+) -> Result<Encoding> {
     let invalid = |reason: String| Err(Error::Invalid { field: field.to_string(), reason });
     if values.len() != shape.num_values {
         return invalid(format!("has {} values, the model takes {}", values.len(), shape.num_values));
     }
     if let Some(i) = values.iter().position(|value| !value.is_finite()) {
         return invalid(format!("value {i} is {}, the model takes finite ones", values[i]));
+    }
+    for (range, rows) in tables {
+        let is_index = |value: f32| value >= 0.0 && value.fract() == 0.0 && (value as usize) < *rows;
+        if let Some(i) = range.clone().find(|&i| values.get(i).is_none_or(|&value| !is_index(value))) {
+            return invalid(format!("value {i} is {}, the model takes whole numbers from 0, below {rows}", values[i]));
+        }
     }
     Ok(Encoding { input_ids: vec![0; shape.num_tokens], values: values.to_vec(), ..Encoding::default() })
 }
