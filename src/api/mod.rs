@@ -35,6 +35,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::Response;
 
 use crate::inference::keep::Keeper;
 use crate::jobs::batch::Batches;
@@ -167,6 +168,6 @@ async fn no_route(request: Request) -> Fault {
     Fault::NoRoute { path: request.uri().path().to_string() }
 }
 
-async fn method_not_allowed(request: Request) -> Fault {
-    Fault::MethodNotAllowed { method: request.method().to_string(), path: request.uri().path().to_string() }
+async fn method_not_allowed(request: Request) -> Response {
+    tfs::method_not_allowed(&request)
 }

@@ -37,6 +37,8 @@ use super::status::Fault;
 use crate::model::ModelInfo;
 use crate::{Error, Result};
 
+pub use wire::HEAD_LEN;
+
 /// The routes of the protocol.
 pub fn routes() -> Router<ApiState> {
     let mut router = Router::new()
