@@ -8,6 +8,9 @@
 
 pub mod app;
 pub mod docs;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod internal;
 pub mod status;
 pub mod write;

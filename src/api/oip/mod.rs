@@ -13,6 +13,8 @@
 
 mod answer;
 pub mod config;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod elements;
 pub mod grpc;
 pub mod infer;
@@ -38,6 +40,8 @@ use crate::model::ModelInfo;
 use crate::{Error, Result};
 
 pub use wire::HEAD_LEN;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use wire::InferBody;
 
 /// The routes of the protocol.
 pub fn routes() -> Router<ApiState> {
