@@ -7,6 +7,7 @@ mod models {
     pub mod encode;
     pub mod gated;
     pub mod heads;
+    pub mod rampart;
     pub mod reference;
     pub mod variants;
 }

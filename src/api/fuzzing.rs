@@ -66,10 +66,12 @@ fn read<T: DeserializeOwned>(bytes: &[u8]) {
 mod tests {
     use std::path::Path;
 
+    type Target = fn(&[u8]);
+
     /// The seeds are what fuzzing began with and what it found.
     #[test]
     fn seeds_of_the_fuzz_targets_panic_nowhere() {
-        let targets: [(&str, fn(&[u8])); 3] =
+        let targets: [(&str, Target); 3] =
             [("oip_rest", super::oip_rest), ("oip_grpc", super::oip_grpc), ("json", super::json)];
         for (name, target) in targets {
             let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds").join(name);

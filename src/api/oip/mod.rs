@@ -13,9 +13,9 @@
 
 mod answer;
 pub mod config;
+mod elements;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
-mod elements;
 pub mod grpc;
 pub mod infer;
 pub mod metadata;
