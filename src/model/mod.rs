@@ -15,6 +15,7 @@ pub mod gated;
 mod head;
 mod head_weights;
 pub mod hub;
+pub mod image;
 pub mod install;
 pub mod labels;
 pub mod load;
