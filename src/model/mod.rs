@@ -31,6 +31,7 @@ mod section;
 pub mod sentence;
 mod tokenizer;
 pub mod trunk;
+pub mod vision;
 pub mod weights;
 
 use std::collections::BTreeMap;

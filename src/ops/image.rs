@@ -204,7 +204,7 @@ impl CustomOp1 for CpuMaxPool {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let x = cpu_values(storage, layout)?;
+        let x: &[f32] = cpu_values(storage, layout)?;
         let channels = layout.dims()[1];
         let rows = self.num_images * self.window.out(self.plane).num_pixels();
         let values = simd::fill_rows(rows, channels, block_rows(rows), |first, out| {
