@@ -3,17 +3,56 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
+
 /// A model's name as clients write it in `model`.
 pub type ModelName = Arc<str>;
 
 /// One thing to compute on. Every input of a request is its own entry in the queue.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Input {
     Text(String),
     /// Two texts that are read together, for models that were trained on pairs.
     Pair(String, String),
     /// Ids of the model's own vocabulary, special tokens included or not: taken as they are.
     TokenIds(Vec<u32>),
+    /// A file: PNG, JPEG or WebP.
+    Image(Bytes),
+    /// The values of all inputs of a tensor model, one after another, each row-major. Integers are exact below 2^24.
+    Values(Arc<[f32]>),
+}
+
+impl Input {
+    /// What it is, for errors.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Text(_) => "a text",
+            Self::Pair(..) => "a pair of texts",
+            Self::TokenIds(_) => "a list of token ids",
+            Self::Image(_) => "an image",
+            Self::Values(_) => "a row of tensors",
+        }
+    }
+
+    /// Unicode scalar values of its texts.
+    pub fn num_chars(&self) -> usize {
+        match self {
+            Self::Text(text) => text.chars().count(),
+            Self::Pair(first, second) => first.chars().count() + second.chars().count(),
+            Self::TokenIds(_) | Self::Image(_) | Self::Values(_) => 0,
+        }
+    }
+
+    /// What it takes in memory, without what holds it together.
+    pub fn num_bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Pair(first, second) => first.len() + second.len(),
+            Self::TokenIds(ids) => 4 * ids.len(),
+            Self::Image(file) => file.len(),
+            Self::Values(values) => 4 * values.len(),
+        }
+    }
 }
 
 /// What to do with an input longer than the model's `max_seq_len`.
@@ -54,6 +93,8 @@ pub enum Task {
         /// The only ones that are considered, where there are any.
         targets: Option<Arc<[u32]>>,
     },
+    /// All outputs of a tensor model.
+    Infer,
 }
 
 impl Task {
@@ -66,6 +107,7 @@ impl Task {
             Self::Classify => "classify",
             Self::TokenClassify => "token_classify",
             Self::FillMask { .. } => "fill_mask",
+            Self::Infer => "infer",
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::{Error, Result};
 /// [["a", "b"]]     a pair of texts, for tasks that take one
 /// [{"text": "a"}]  one text, as Jina's clients may write it
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Inputs(pub Vec<Input>);
 
 impl Inputs {
@@ -47,8 +47,8 @@ impl Inputs {
     pub fn texts(self, field: &str, limit: usize) -> Result<Vec<String>> {
         let take = |(i, input)| match input {
             Input::Text(text) => Ok(text),
-            Input::TokenIds(_) | Input::Pair(..) => {
-                let reason = "expected a text, got token ids".to_string();
+            other => {
+                let reason = format!("expected a text, got {}", other.kind());
                 Err(Error::Malformed { field: format!("{field}[{i}]"), reason })
             }
         };
@@ -59,8 +59,8 @@ impl Inputs {
     pub fn token_ids(self, field: &str, limit: usize) -> Result<Vec<Vec<u32>>> {
         let take = |(i, input)| match input {
             Input::TokenIds(ids) => Ok(ids),
-            Input::Text(_) | Input::Pair(..) => {
-                let reason = "expected token ids, got a text".to_string();
+            other => {
+                let reason = format!("expected token ids, got {}", other.kind());
                 Err(Error::Malformed { field: format!("{field}[{i}]"), reason })
             }
         };

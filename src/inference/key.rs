@@ -12,6 +12,8 @@ const DOMAIN: &[u8] = b"eremois result 2";
 const TAG_TEXT: u8 = 0;
 const TAG_TOKEN_IDS: u8 = 1;
 const TAG_PAIR: u8 = 2;
+const TAG_IMAGE: u8 = 3;
+const TAG_VALUES: u8 = 4;
 
 /// All of a request but its inputs, with nothing left to default, hashed once for all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +55,7 @@ impl Form {
             Task::Classify => RowLen::Exactly(info.labels.len()),
             Task::TokenClassify => RowLen::MultipleOf(info.labels.len()),
             Task::Sparse | Task::FillMask { .. } => RowLen::MultipleOf(2),
+            Task::Infer => RowLen::Exactly(info.hidden_size),
         };
         // The prompt counts by its text: another name for the same one is no other result.
         let prompt = match prompt_name.as_ref().or(info.default_prompt.as_ref()) {
@@ -119,13 +122,26 @@ fn encode(input: &Input, mut write: impl FnMut(&[u8])) {
         Input::TokenIds(ids) => {
             write(&[TAG_TOKEN_IDS]);
             write(&(ids.len() as u64).to_le_bytes());
-            // In pieces: the hash takes a kilobyte at a time much faster than four bytes.
-            for ids in ids.chunks(256) {
-                let mut bytes = [0; 1024];
-                bytes.as_chunks_mut().0.iter_mut().zip(ids).for_each(|(slot, id)| *slot = id.to_le_bytes());
-                write(&bytes[..4 * ids.len()]);
-            }
+            words(&mut write, ids, |id| id.to_le_bytes());
         }
+        Input::Image(file) => {
+            write(&[TAG_IMAGE]);
+            part(&mut write, file);
+        }
+        Input::Values(values) => {
+            write(&[TAG_VALUES]);
+            write(&(values.len() as u64).to_le_bytes());
+            words(&mut write, values, |value| value.to_le_bytes());
+        }
+    }
+}
+
+/// Writes in pieces: the hash takes a kilobyte at a time much faster than four bytes.
+fn words<T: Copy>(write: &mut impl FnMut(&[u8]), words: &[T], bytes_of: impl Fn(T) -> [u8; 4]) {
+    for words in words.chunks(256) {
+        let mut bytes = [0; 1024];
+        bytes.as_chunks_mut().0.iter_mut().zip(words).for_each(|(slot, word)| *slot = bytes_of(*word));
+        write(&bytes[..4 * words.len()]);
     }
 }
 
@@ -183,6 +199,7 @@ mod tests {
             hidden_size: 8,
             vocab_size: 100,
             max_seq_len: 64,
+            signature: Default::default(),
             pooling: Pooling::Mean,
             normalize: true,
             prompts: BTreeMap::from([
@@ -272,6 +289,9 @@ mod tests {
             proptest::collection::vec(0u32..3, 0..6).prop_map(Input::TokenIds),
             proptest::collection::vec(any::<u32>(), 0..600).prop_map(Input::TokenIds),
             ("[ab\u{0}]{0,3}", "[ab\u{0}]{0,3}").prop_map(|(first, second)| Input::Pair(first, second)),
+            "[ab\u{0}\u{1}]{0,6}".prop_map(|file| Input::Image(file.into())),
+            proptest::collection::vec(0u8..3, 0..6)
+                .prop_map(|values| Input::Values(values.into_iter().map(f32::from).collect())),
         ]
     }
 

@@ -59,7 +59,7 @@ impl<'a> Passage<'a> {
         start: Instant,
     ) -> Result<Self> {
         let Request { model: _, inputs, params, deadline, priority } = request;
-        let num_bytes: usize = inputs.iter().map(num_bytes).sum();
+        let num_bytes: usize = inputs.iter().map(Input::num_bytes).sum();
         let (inputs, keys, num_chars) = if num_bytes <= MAX_INLINE_BYTES {
             hashed(form, inputs)
         } else {
@@ -271,21 +271,8 @@ async fn wait_for(which: usize, wait: Wait) -> (usize, Option<Event>) {
 /// The inputs again, with their names and the characters of their texts.
 fn hashed(form: Form, inputs: Vec<Input>) -> (Vec<Input>, Vec<CacheKey>, usize) {
     let keys = inputs.iter().map(|input| form.key(input)).collect();
-    let num_chars = |input: &Input| match input {
-        Input::Text(text) => text.chars().count(),
-        Input::Pair(first, second) => first.chars().count() + second.chars().count(),
-        Input::TokenIds(_) => 0,
-    };
-    let num_chars = inputs.iter().map(num_chars).sum();
+    let num_chars = inputs.iter().map(Input::num_chars).sum();
     (inputs, keys, num_chars)
-}
-
-fn num_bytes(input: &Input) -> usize {
-    match input {
-        Input::Text(text) => text.len(),
-        Input::Pair(first, second) => first.len() + second.len(),
-        Input::TokenIds(ids) => 4 * ids.len(),
-    }
 }
 
 /// An error of the engine, which counts the inputs that it was given, in the words of the client, who sent more.

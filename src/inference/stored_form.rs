@@ -1,21 +1,30 @@
 //! Inputs and parameters as records hold them, and the way back.
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
 use super::keep::KeptInput;
+use super::outcome::number;
 use crate::model::DEFAULT_TOP_K;
 use crate::request::{Input, Task, TaskParams, Truncation, TruncationDirection};
 use crate::store::record::StoredInput;
 
-/// Inputs as they are kept: a list of texts, of pairs of texts and of lists of token ids.
+/// Inputs as they are kept: a list of texts, of pairs of texts, of lists of token ids, of `{"image": base64}` and of
+/// `{"values": [f32]}`.
 pub fn input_value(inputs: &[Input]) -> serde_json::Value {
     let value = |input: &Input| match input {
         Input::Text(text) => serde_json::Value::from(text.as_str()),
         Input::Pair(first, second) => serde_json::json!([first, second]),
         Input::TokenIds(ids) => serde_json::Value::from(ids.as_slice()),
+        Input::Image(file) => serde_json::json!({"image": BASE64_STANDARD.encode(file)}),
+        Input::Values(values) => {
+            serde_json::json!({"values": values.iter().copied().map(number).collect::<Vec<_>>()})
+        }
     };
     serde_json::Value::Array(inputs.iter().map(value).collect())
 }
 
-/// The way back from [`input_value`]. What is neither a text nor ids stands for nothing.
+/// The way back from [`input_value`]. What is none of these stands for nothing.
 pub fn inputs_of(value: &serde_json::Value) -> Vec<Input> {
     let input = |value: &serde_json::Value| match value {
         serde_json::Value::String(text) => Some(Input::Text(text.clone())),
@@ -29,6 +38,16 @@ pub fn inputs_of(value: &serde_json::Value) -> Vec<Input> {
             let ids: Option<Vec<u32>> = ids.iter().map(id).collect();
             ids.map(Input::TokenIds)
         }
+        serde_json::Value::Object(fields) => match (fields.get("image"), fields.get("values")) {
+            (Some(serde_json::Value::String(file)), _) => {
+                BASE64_STANDARD.decode(file).ok().map(|file| Input::Image(file.into()))
+            }
+            (_, Some(serde_json::Value::Array(values))) => {
+                let values: Option<Vec<f32>> = values.iter().map(|v| v.as_f64().map(|v| v as f32)).collect();
+                values.map(|values| Input::Values(values.into()))
+            }
+            _ => None,
+        },
         _ => None,
     };
     value.as_array().map(|values| values.iter().filter_map(input).collect()).unwrap_or_default()
@@ -94,6 +113,7 @@ pub fn params_of(parameters: &serde_json::Value) -> TaskParams {
         Some("sparse") => Task::Sparse,
         Some("classify") => Task::Classify,
         Some("token_classify") => Task::TokenClassify,
+        Some("infer") => Task::Infer,
         Some("fill_mask") => {
             Task::FillMask { top_k: id(&parameters["top_k"]).unwrap_or(DEFAULT_TOP_K), targets: targets() }
         }
@@ -119,6 +139,8 @@ mod tests {
             Input::TokenIds(vec![0, u32::MAX]),
             Input::TokenIds(vec![]),
             Input::Pair("q".into(), "".into()),
+            Input::Image(vec![0, 255, 10].into()),
+            Input::Values([0.1, -3e30, 0.0].into()),
         ];
         assert_eq!(inputs_of(&input_value(&inputs)), inputs);
         assert!(matches!(stored_input(&inputs, KeptInput::Hash), StoredInput::Hash(hash) if hash.len() == 64));

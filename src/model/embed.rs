@@ -26,7 +26,7 @@ impl Backend for EmbedBackend {
     fn launch(&self, batch: PackedInput) -> Result<Box<dyn InFlight>> {
         batch.check(self.vocab_size, self.max_seq_len, self.hidden_size)?;
         let total = batch.total_tokens();
-        let PackedInput { input_ids, token_type_ids, cu_seqlens, rows } = batch;
+        let PackedInput { input_ids, token_type_ids, cu_seqlens, rows, .. } = batch;
         let vectors: Option<Vec<RowSpec>> = rows.iter().map(Wanted::vector).collect();
         // What the head looks at again; for embeddings nothing.
         let ids = if vectors.is_none() { input_ids.clone() } else { Vec::new() };

@@ -17,6 +17,7 @@ use super::manifest::{Dtype, ModelSpec};
 use super::names;
 use super::pack::Pooling;
 use super::sentence::SentenceConfig;
+use super::signature::Signature;
 use super::weights::{Format, Weights, file_error};
 use super::{Backend, LoadedModel, ModelInfo, Placed, tokenizer, trunk};
 use crate::ops::device;
@@ -137,6 +138,7 @@ fn described(spec: &ModelSpec, devices: &[Device]) -> Result<Described> {
         hidden_size: config.hidden_size,
         vocab_size: config.vocab_size,
         max_seq_len,
+        signature: Signature::default(),
         pooling,
         normalize: spec.normalize.or(sentence.normalize).unwrap_or(false),
         prompts,

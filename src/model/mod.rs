@@ -29,6 +29,7 @@ pub mod quantize;
 pub mod repository;
 mod section;
 pub mod sentence;
+pub mod signature;
 mod tokenizer;
 pub mod trunk;
 pub mod vision;
@@ -42,6 +43,7 @@ use crate::Result;
 use crate::request::{ModelName, Task};
 use encode::Encoder;
 use pack::{PackedInput, RowSpec, Wanted};
+use signature::Signature;
 
 /// Tokens that are named for a mask where a request does not say how many: as the pipelines of `transformers` have it.
 pub const DEFAULT_TOP_K: u32 = 5;
@@ -153,10 +155,14 @@ pub struct ModelInfo {
     pub dtype: String,
     /// "cpu", "cuda:0"; of several devices "cuda:0,1".
     pub device: String,
+    /// Of a tensor model: the values of all its outputs.
     pub hidden_size: usize,
+    /// 1 where there are no token ids.
     pub vocab_size: usize,
     /// Longest sequence in tokens, special tokens included.
     pub max_seq_len: usize,
+    /// What kinds of input it takes.
+    pub signature: Signature,
     pub pooling: pack::Pooling,
     /// What `TaskParams::normalize: None` means.
     pub normalize: bool,
@@ -174,10 +180,15 @@ impl ModelInfo {
         match task {
             Task::Embed => self.task == "embed",
             // The engine's kernels give pooled rows alone.
-            Task::EmbedAll => self.task == "embed" && (self.dtype == "f32" || !self.device.starts_with("cuda")),
+            Task::EmbedAll => {
+                self.task == "embed"
+                    && self.signature.values.is_none()
+                    && (self.dtype == "f32" || !self.device.starts_with("cuda"))
+            }
             Task::Classify => matches!(self.task.as_str(), "classify" | "rerank"),
             Task::TokenClassify => self.task == "token_classify",
             Task::Sparse | Task::FillMask { .. } => matches!(self.task.as_str(), "sparse" | "fill_mask"),
+            Task::Infer => self.task == "infer",
         }
     }
 
@@ -187,6 +198,7 @@ impl ModelInfo {
             "classify" | "rerank" => Task::Classify,
             "token_classify" => Task::TokenClassify,
             "sparse" => Task::Sparse,
+            "infer" => Task::Infer,
             "fill_mask" => Task::FillMask { top_k: DEFAULT_TOP_K, targets: None },
             _ => Task::Embed,
         }
@@ -199,6 +211,7 @@ impl ModelInfo {
             Task::TokenClassify => Wanted::TokenScores,
             // A made-up text has no mask.
             Task::Sparse | Task::FillMask { .. } => Wanted::Sparse,
+            Task::Infer => Wanted::Outputs,
             Task::Embed | Task::EmbedAll => {
                 Wanted::Vector(RowSpec { normalize: self.normalize, dimensions: self.hidden_size })
             }

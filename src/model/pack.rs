@@ -22,6 +22,8 @@ pub enum Wanted {
     /// For each token that is the mask, in their order, the likeliest tokens: [num_masks * k * 2], pairs of id and
     /// probability, the likeliest first. k is `top_k`, or the number of targets or of the vocabulary where it is less.
     Masked { top_k: u32, targets: Option<Arc<[u32]>> },
+    /// All outputs of a tensor model, one after another: [sum of their values].
+    Outputs,
 }
 
 impl From<RowSpec> for Wanted {
@@ -57,6 +59,11 @@ pub struct PackedInput {
     pub cu_seqlens: Vec<u32>,
     /// [num_seqs]: what each result row holds.
     pub rows: Vec<Wanted>,
+    /// The numbers of all inputs that are no text, one after another. Their `input_ids` are fillers.
+    pub values: Vec<f32>,
+    /// [num_seqs + 1], first 0, rising, last the number of values; empty where no input has any. Sequence i is numbers
+    /// where `cu_values[i] < cu_values[i + 1]`.
+    pub cu_values: Vec<usize>,
 }
 
 impl PackedInput {
@@ -83,6 +90,26 @@ impl PackedInput {
         self.token_type_ids.resize(self.input_ids.len(), 0);
         self.cu_seqlens.push(self.input_ids.len() as u32);
         self.rows.push(row.into());
+        if !self.cu_values.is_empty() {
+            self.cu_values.push(self.values.len());
+        }
+    }
+
+    /// Adds one input of numbers at the end, which counts as `num_tokens` tokens. `values` is not empty.
+    pub fn push_values(&mut self, values: &[f32], num_tokens: usize, row: impl Into<Wanted>) {
+        if self.cu_values.is_empty() {
+            self.cu_values.resize(self.num_seqs() + 1, 0);
+        }
+        self.values.extend_from_slice(values);
+        self.push(&vec![0; num_tokens], &[], row);
+    }
+
+    /// The numbers of sequence `i` < num_seqs; empty for a text.
+    pub fn values_of(&self, i: usize) -> &[f32] {
+        match self.cu_values.get(i..i + 2) {
+            Some(bounds) => &self.values[bounds[0]..bounds[1]],
+            None => &[],
+        }
     }
 
     /// Checks the rules stated on the fields, once, before anything is launched.

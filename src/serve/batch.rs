@@ -84,7 +84,7 @@ impl Batch {
         Load { num_entries: background.len(), num_tokens: background.iter().map(Ticket::num_tokens).sum() }
     }
 
-    /// Lays the sequences one after another. Copies the ids; the tickets keep theirs for a second try.
+    /// Lays the sequences one after another. Copies ids and values; the tickets keep theirs for a second try.
     pub fn pack(&self) -> PackedInput {
         let total_tokens = self.num_tokens();
         let mut packed = PackedInput {
@@ -92,9 +92,15 @@ impl Batch {
             token_type_ids: Vec::with_capacity(total_tokens),
             cu_seqlens: Vec::with_capacity(self.tickets.len() + 1),
             rows: Vec::with_capacity(self.tickets.len()),
+            values: Vec::new(),
+            cu_values: Vec::new(),
         };
-        for ticket in &self.tickets {
-            packed.push(&ticket.encoding.input_ids, &ticket.encoding.token_type_ids, ticket.row.clone());
+        for Ticket { encoding, row, .. } in &self.tickets {
+            if encoding.values.is_empty() {
+                packed.push(&encoding.input_ids, &encoding.token_type_ids, row.clone());
+            } else {
+                packed.push_values(&encoding.values, encoding.input_ids.len(), row.clone());
+            }
         }
         packed
     }

@@ -129,7 +129,7 @@ impl Served {
                 None => form.encode(&encoder, input, i, num_inputs),
                 Some(_) => Err(Error::Deadline { timeout: watched.timeout }),
             };
-            self.encoders.map(priority, inputs, len_bytes, encode, self.pusher(client, places, row, start));
+            self.encoders.map(priority, inputs, Input::num_bytes, encode, self.pusher(client, places, row, start));
         }
         let abandoned = |now| {
             // Nobody knows how far the request has come, and another server can be asked.
@@ -316,6 +316,7 @@ impl Form {
             Task::FillMask { top_k, targets } => {
                 Wanted::Masked { top_k: (*top_k).min(MAX_TOP_K), targets: targets.clone() }
             }
+            Task::Infer => Wanted::Outputs,
         };
         Ok(Self { row, prompt, truncation: params.truncation })
     }
@@ -341,20 +342,12 @@ impl Form {
 fn is_small_ids(inputs: &[Input]) -> bool {
     let mut num_ids = 0;
     inputs.iter().all(|input| match input {
-        Input::Text(_) | Input::Pair(..) => false,
+        Input::Text(_) | Input::Pair(..) | Input::Image(_) | Input::Values(_) => false,
         Input::TokenIds(ids) => {
             num_ids += ids.len() + 1;
             num_ids <= INLINE_IDS
         }
     })
-}
-
-fn len_bytes(input: &Input) -> usize {
-    match input {
-        Input::Text(text) => text.len(),
-        Input::Pair(first, second) => first.len() + second.len(),
-        Input::TokenIds(ids) => ids.len(),
-    }
 }
 
 fn outcome_of(result: &Result<Output>) -> Outcome {

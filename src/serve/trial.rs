@@ -6,6 +6,7 @@ use super::batch::{self, Failure};
 use super::worker::Worker;
 use crate::model::ModelInfo;
 use crate::model::pack::PackedInput;
+use crate::model::signature::Modality;
 
 /// Computes a made-up batch, or two: until the device has passed once, the warm-up (the smallest batch and the
 /// largest the limits allow, so that no request is the first to meet either); later the smallest alone.
@@ -44,18 +45,26 @@ fn compute(worker: &mut Worker, num_seqs: usize, seq_len: usize) -> Result<(), F
     let packed = made_up(num_seqs, seq_len, &worker.shared.info);
     let start = Instant::now();
     worker.shared.vitals.set_busy(Some(start));
+    let num_tokens = packed.total_tokens();
     batch::launch(&*worker.backend, packed).and_then(|in_flight| batch::finish(in_flight, num_seqs))?;
-    worker.fit.learn(num_seqs, num_seqs * seq_len, start.elapsed());
+    worker.fit.learn(num_seqs, num_tokens, start.elapsed());
     worker.shared.cost.publish(&worker.fit);
     Ok(())
 }
 
-/// Sequences of token 0, which every vocabulary has: what is computed does not matter, only that it is.
+/// Sequences of token 0, which every vocabulary has, and of zeros where the model takes numbers, both in turn where it
+/// takes both: what is computed does not matter, only that it is.
 fn made_up(num_seqs: usize, seq_len: usize, info: &ModelInfo) -> PackedInput {
     let mut packed = PackedInput::default();
     let ids = vec![0; seq_len];
-    for _ in 0..num_seqs {
-        packed.push(&ids, &[], info.usual_row());
+    let takes_text = info.signature.takes(Modality::Text);
+    for i in 0..num_seqs {
+        match info.signature.values {
+            Some(shape) if !takes_text || i % 2 == 1 => {
+                packed.push_values(&vec![0.0; shape.num_values], shape.num_tokens, info.usual_row());
+            }
+            _ => packed.push(&ids, &[], info.usual_row()),
+        }
     }
     packed
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use eremois::model::encode::Encoder;
 use eremois::model::pack::{PackedInput, Pooling, Wanted};
+use eremois::model::signature::{Datatype, Signature, TensorSpec};
 use eremois::model::{Backend, DeviceTimes, InFlight, LoadedModel, ModelInfo, Placed, Rows};
 use eremois::{Error, Result};
 use parking_lot::{Condvar, Mutex};
@@ -111,11 +112,15 @@ impl Backend for FakeBackend {
             return Err(Error::Forward { model: "fake".into(), cause: "asked to fail".into() });
         }
         let mut rows = Rows::with_capacity(batch.num_seqs(), 0);
-        for (bounds, spec) in batch.cu_seqlens.windows(2).zip(&batch.rows) {
+        for (i, (bounds, spec)) in batch.cu_seqlens.windows(2).zip(&batch.rows).enumerate() {
             let ids = &batch.input_ids[bounds[0] as usize..bounds[1] as usize];
             match spec {
                 Wanted::Vector(row) => rows.values.extend(row_of(ids, row.dimensions)),
                 Wanted::TokenVectors => ids.iter().for_each(|id| rows.values.extend(row_of(&[*id], HIDDEN_SIZE))),
+                Wanted::Outputs => {
+                    let [a, b, c] = *batch.values_of(i) else { panic!("the fake tensors are of three values") };
+                    rows.values.extend([2.0 * a, 2.0 * b, a + b + c]);
+                }
                 other => panic!("the fake model embeds, it has no {other:?}"),
             }
             rows.offsets.push(rows.values.len());
@@ -182,6 +187,7 @@ pub fn model(name: &str, max_seq_len: usize) -> (LoadedModel, Arc<Controls>) {
         hidden_size: HIDDEN_SIZE,
         vocab_size: VOCAB_SIZE,
         max_seq_len,
+        signature: Signature::default(),
         pooling: Pooling::Mean,
         normalize: false,
         prompts: BTreeMap::from([("query".to_string(), "w1 ".to_string())]),
@@ -195,6 +201,25 @@ pub fn model(name: &str, max_seq_len: usize) -> (LoadedModel, Arc<Controls>) {
         backends: vec![placed("cpu", &controls)],
     };
     (loaded, controls)
+}
+
+/// A fake tensor model: of `x` f32 [2] and `n` i64 [] it makes `twice` f32 [2], twice `x`, and `sum` f32 [], of all three.
+pub fn tensor_model(name: &str) -> (LoadedModel, Arc<Controls>) {
+    let spec = |name: &str, dtype, shape: &[usize]| TensorSpec { name: name.into(), dtype, shape: shape.to_vec() };
+    let inputs = vec![spec("x", Datatype::F32, &[2]), spec("n", Datatype::I64, &[])];
+    let outputs = vec![spec("twice", Datatype::F32, &[2]), spec("sum", Datatype::F32, &[])];
+    let signature = Signature::of_tensors(inputs, outputs, 1);
+    let shape = signature.values.expect("it takes values");
+    let (loaded, controls) = model(name, shape.num_tokens);
+    let info = ModelInfo {
+        task: "infer".into(),
+        hidden_size: 3,
+        vocab_size: 1,
+        prompts: BTreeMap::new(),
+        signature,
+        ..ModelInfo::clone(&loaded.info)
+    };
+    (LoadedModel { info: Arc::new(info), encoder: Arc::new(Encoder::of_tensors(shape)), ..loaded }, controls)
 }
 
 /// A fake model on several devices, and the handle on each.

@@ -95,7 +95,7 @@ impl Signature {
 }
 
 /// The inputs of a request, and which tensor they came in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Inputs {
     pub inputs: Vec<Input>,
     name: &'static str,

@@ -20,6 +20,7 @@ use crate::request::Task;
 /// | sparse | `[{index, value}]`, indices rising |
 /// | classify | `[{label, score}]`, the best first |
 /// | token_classify | `[{token, label, score}]`, the best label of each token, special ones included |
+/// | infer | `{"name": values}` with one of each output, nested lists by its shape |
 /// | fill_mask | `[[{token, score}]]`, one list a mask, the best first |
 pub fn value(computed: &Computed) -> Option<Value> {
     let info = &computed.info;
@@ -38,6 +39,11 @@ pub fn value(computed: &Computed) -> Option<Value> {
             let best = row.chunks_exact(info.labels.len()).map(|token| scores::best(info, token)).enumerate();
             best.map(|(i, (label, score))| json!({"token": i, "label": label, "score": number(score)})).collect()
         }
+        Task::Infer => {
+            let mut values = row.iter().copied();
+            let outputs = &info.signature.outputs;
+            outputs.iter().map(|output| (output.name.clone(), nested(&mut values, &output.shape))).collect::<Value>()
+        }
         Task::FillMask { .. } => {
             let num_masks = computed.num_masks(row);
             let list = |mask: &[f32]| -> Value {
@@ -47,6 +53,14 @@ pub fn value(computed: &Computed) -> Option<Value> {
         }
     };
     (computed.task != Task::Embed).then(|| json!({"results": computed.rows.iter().map(element).collect::<Vec<_>>()}))
+}
+
+/// The next values as lists in lists, by their shape.
+fn nested(values: &mut impl Iterator<Item = f32>, shape: &[usize]) -> Value {
+    match shape {
+        [] => values.next().map_or(Value::Null, number),
+        [len, inner @ ..] => (0..*len).map(|_| nested(values, inner)).collect(),
+    }
 }
 
 /// A value with the digits of its f32: as an f64 it would have nine more that say nothing.

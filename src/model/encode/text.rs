@@ -1,29 +1,19 @@
-//! From text to token ids and back.
+//! Texts, pairs of texts and token ids.
 
 use std::borrow::Cow;
 
 use tokenizers::{PostProcessor, Tokenizer};
 
+use super::Encoding;
 use crate::output::Token;
-use crate::request::{Input, Truncation, TruncationDirection};
+use crate::request::{Truncation, TruncationDirection};
 use crate::{Error, Result};
-
-/// A tokenised input, special tokens included, at most `max_seq_len` long, every id < vocab_size.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Encoding {
-    /// [seq_len], not empty.
-    pub input_ids: Vec<u32>,
-    /// [seq_len], or empty for all 0.
-    pub token_type_ids: Vec<u32>,
-    /// Unicode scalar values of the text; 0 for token-id inputs.
-    pub num_chars: usize,
-}
 
 /// What vocabularies call the token to be filled in: WordPiece's and SentencePiece's habit.
 const MASKS: [&str; 2] = ["[MASK]", "<mask>"];
 
 /// A model's tokenizer with the model's limits.
-pub struct Encoder {
+pub struct TextEncoder {
     tokenizer: Tokenizer,
     max_seq_len: usize,
     vocab_size: usize,
@@ -33,7 +23,7 @@ pub struct Encoder {
     num_added_to_pairs: usize,
 }
 
-impl Encoder {
+impl TextEncoder {
     /// Strips the tokenizer of the truncation and padding its file may carry: the limits are the model's.
     pub fn new(mut tokenizer: Tokenizer, max_seq_len: usize, vocab_size: usize) -> Self {
         // Removing truncation cannot fail: only setting one is checked.
@@ -54,21 +44,8 @@ impl Encoder {
         self.max_seq_len
     }
 
-    /// Tokenises one input. `field` names it in errors ("input[3]"); `prompt` goes before a text.
-    ///
-    /// Blocks: tens of microseconds for a sentence; call it off the async threads.
-    /// Errors: `Empty` for an empty text or list, `TooLarge` with unit "tokens" when longer than
-    /// max_seq_len and `truncation` is `Refuse`, `Invalid` for an id >= vocab_size or a text the
-    /// tokenizer makes no token of.
-    pub fn encode(&self, input: &Input, field: &str, prompt: Option<&str>, truncation: Truncation) -> Result<Encoding> {
-        match input {
-            Input::Text(text) => self.encode_text(text, field, prompt, truncation),
-            Input::Pair(first, second) => self.encode_pair(first, second, field, prompt, truncation),
-            Input::TokenIds(ids) => self.take_ids(ids, field, truncation),
-        }
-    }
-
-    fn encode_text(&self, text: &str, field: &str, prompt: Option<&str>, truncation: Truncation) -> Result<Encoding> {
+    /// One text; `prompt` goes before it.
+    pub fn text(&self, text: &str, field: &str, prompt: Option<&str>, truncation: Truncation) -> Result<Encoding> {
         if text.is_empty() {
             return Err(Error::Empty { field: field.to_string() });
         }
@@ -99,11 +76,11 @@ impl Encoder {
         let input_ids = encoding.get_ids().to_vec();
         // A tokenizer.json with more tokens than the model has rows is a broken model, seen here first.
         self.check_ids(&input_ids, field)?;
-        Ok(Encoding { input_ids, token_type_ids, num_chars })
+        Ok(Encoding { input_ids, token_type_ids, num_chars, ..Encoding::default() })
     }
 
     /// The prompt stands before the first text alone. What is too long is cut from the longer of the two, token by token.
-    fn encode_pair(
+    pub fn pair(
         &self,
         first: &str,
         second: &str,
@@ -138,7 +115,8 @@ impl Encoder {
         self.finished(&encoding, num_chars, field)
     }
 
-    fn take_ids(&self, ids: &[u32], field: &str, truncation: Truncation) -> Result<Encoding> {
+    /// Ids as they are, cut where that is asked for.
+    pub fn ids(&self, ids: &[u32], field: &str, truncation: Truncation) -> Result<Encoding> {
         if ids.is_empty() {
             return Err(Error::Empty { field: field.to_string() });
         }
@@ -151,7 +129,7 @@ impl Encoder {
         } else {
             ids.to_vec()
         };
-        Ok(Encoding { input_ids, token_type_ids: Vec::new(), num_chars: 0 })
+        Ok(Encoding { input_ids, ..Encoding::default() })
     }
 
     fn direction(&self, truncation: Truncation, field: &str, got: usize) -> Result<TruncationDirection> {

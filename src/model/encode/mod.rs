@@ -1,0 +1,121 @@
+//! From inputs to what is packed into batches, and from token ids back to text.
+
+pub mod text;
+
+use tokenizers::Tokenizer;
+
+use super::signature::ValuesShape;
+use crate::output::Token;
+use crate::request::{Input, Truncation};
+use crate::{Error, Result};
+use text::TextEncoder;
+
+/// An input as the device takes it: token ids of a text, special tokens included, at most `max_seq_len` and every id
+/// < vocab_size; or numbers.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Encoding {
+    /// [seq_len], not empty. Of an input of numbers one 0 for each token that it counts as.
+    pub input_ids: Vec<u32>,
+    /// [seq_len], or empty for all 0.
+    pub token_type_ids: Vec<u32>,
+    /// Unicode scalar values of the text; 0 for other inputs.
+    pub num_chars: usize,
+    /// The numbers of an input that is no text; empty for texts.
+    pub values: Vec<f32>,
+}
+
+/// What turns a model's inputs into encodings, within the model's limits.
+pub struct Encoder {
+    /// `None` for models that take no text.
+    text: Option<TextEncoder>,
+    /// `None` for models that take no tensors.
+    tensors: Option<ValuesShape>,
+    max_seq_len: usize,
+}
+
+impl Encoder {
+    /// Of a model of texts. Strips the tokenizer of the truncation and padding its file may carry: the limits are the
+    /// model's.
+    pub fn new(tokenizer: Tokenizer, max_seq_len: usize, vocab_size: usize) -> Self {
+        let text = TextEncoder::new(tokenizer, max_seq_len, vocab_size);
+        Self { text: Some(text), tensors: None, max_seq_len }
+    }
+
+    /// Of a tensor model, whose inputs are so many values.
+    pub fn of_tensors(values: ValuesShape) -> Self {
+        Self { text: None, tensors: Some(values), max_seq_len: values.num_tokens }
+    }
+
+    /// The id that stands for a token to be filled in, in vocabularies that have one.
+    pub fn mask_id(&self) -> Option<u32> {
+        self.text.as_ref()?.mask_id()
+    }
+
+    /// Longest sequence this encoder lets through, special tokens included.
+    pub fn max_seq_len(&self) -> usize {
+        self.max_seq_len
+    }
+
+    /// Encodes one input. `field` names it in errors ("input[3]"); `prompt` goes before a text.
+    ///
+    /// Blocks: tens of microseconds for a sentence, milliseconds for an image; call it off the async threads.
+    /// Errors: `Empty` for an empty text or list, `TooLarge` with unit "tokens" when longer than
+    /// max_seq_len and `truncation` is `Refuse`, `Invalid` for an id >= vocab_size, a text the
+    /// tokenizer makes no token of, values of another number than the model's or not finite, and for a kind of
+    /// input that the model does not take.
+    pub fn encode(&self, input: &Input, field: &str, prompt: Option<&str>, truncation: Truncation) -> Result<Encoding> {
+        match (input, &self.text, &self.tensors) {
+            (Input::Text(text), Some(encoder), _) => encoder.text(text, field, prompt, truncation),
+            (Input::Pair(first, second), Some(encoder), _) => encoder.pair(first, second, field, prompt, truncation),
+            (Input::TokenIds(ids), Some(encoder), _) => encoder.ids(ids, field, truncation),
+            (Input::Values(values), _, Some(shape)) => take_values(values, *shape, field),
+            _ => {
+                let reason = format!("{} is nothing that this model takes", input.kind());
+                Err(Error::Invalid { field: field.to_string(), reason })
+            }
+        }
+    }
+
+    /// The tokens of a text, for `/tokenize`: never truncated. Errors: `Invalid` for a model without a tokenizer.
+    pub fn tokenize(&self, text: &str, add_special_tokens: bool) -> Result<Vec<Token>> {
+        self.tokenizer()?.tokenize(text, add_special_tokens)
+    }
+
+    /// The text of ids, for `/decode`. Errors: `Invalid` for an id >= vocab_size and for a model without a tokenizer.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
+        self.tokenizer()?.decode(ids, skip_special_tokens)
+    }
+
+    fn tokenizer(&self) -> Result<&TextEncoder> {
+        let reason = || "this model takes no text and has no tokenizer".to_string();
+        self.text.as_ref().ok_or_else(|| Error::Invalid { field: "model".to_string(), reason: reason() })
+    }
+}
+
+fn take_values(values: &[f32], shape: ValuesShape, field: &str) -> Result<Encoding> {
+    let invalid = |reason: String| Err(Error::Invalid { field: field.to_string(), reason });
+    if values.len() != shape.num_values {
+        return invalid(format!("has {} values, the model takes {}", values.len(), shape.num_values));
+    }
+    if let Some(i) = values.iter().position(|value| !value.is_finite()) {
+        return invalid(format!("value {i} is {}, the model takes finite ones", values[i]));
+    }
+    Ok(Encoding { input_ids: vec![0; shape.num_tokens], values: values.to_vec(), ..Encoding::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_counted_and_finite() {
+        let encoder = Encoder::of_tensors(ValuesShape { num_values: 2, num_tokens: 3 });
+        let encode = |input: Input| encoder.encode(&input, "input", None, Truncation::Refuse);
+        let good = encode(Input::Values([1.0, -2.5].into())).unwrap();
+        assert_eq!((good.input_ids, good.values), (vec![0; 3], vec![1.0, -2.5]));
+        for bad in [Input::Values([1.0].into()), Input::Values([1.0, f32::NAN].into()), Input::Text("a".into())] {
+            assert!(matches!(encode(bad.clone()), Err(Error::Invalid { .. })), "{bad:?}");
+        }
+        assert!(matches!(encoder.tokenize("a", true), Err(Error::Invalid { .. })));
+    }
+}
