@@ -9,4 +9,5 @@ mod models {
     pub mod heads;
     pub mod reference;
     pub mod variants;
+    pub mod vision;
 }

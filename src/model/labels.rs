@@ -61,6 +61,9 @@ impl HeadConfig {
         if class.ends_with("ForSequenceClassification") {
             return Some(if self.labels.len() == 1 { "rerank" } else { "classify" });
         }
+        if class.ends_with("ForImageClassification") {
+            return Some("classify");
+        }
         class.ends_with("ForTokenClassification").then_some("token_classify")
     }
 }

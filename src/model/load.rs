@@ -19,7 +19,7 @@ use super::pack::Pooling;
 use super::sentence::SentenceConfig;
 use super::signature::Signature;
 use super::weights::{Format, Weights, file_error};
-use super::{Backend, LoadedModel, ModelInfo, Placed, tokenizer, trunk};
+use super::{Backend, LoadedModel, ModelInfo, Placed, tokenizer, trunk, vision};
 use crate::ops::device;
 use crate::{Error, Result};
 
@@ -59,6 +59,9 @@ pub fn load_for(spec: &ModelSpec, devices: &[Device], placement: &Placement) -> 
 }
 
 fn load_on(spec: &ModelSpec, devices: &[Device], placement: &Placement) -> Result<LoadedModel> {
+    if let Some(vision) = vision::load::describe(spec, devices)? {
+        return vision.load(devices);
+    }
     let Described { info, encoder, weights, config } = described(spec, devices)?;
     let mut backends = Vec::with_capacity(devices.len());
     for device in devices {
@@ -76,6 +79,9 @@ fn load_on(spec: &ModelSpec, devices: &[Device], placement: &Placement) -> Resul
 ///
 /// Blocks: reads the tokenizer, and the weights where no manifest has their checksums. Errors: as [`load`].
 pub fn describe(spec: &ModelSpec, devices: &[Device]) -> Result<(Arc<ModelInfo>, Arc<Encoder>)> {
+    if let Some(vision) = vision::load::describe(spec, devices)? {
+        return Ok((Arc::new(vision.info), Arc::new(vision.encoder)));
+    }
     let Described { info, encoder, .. } = described(spec, devices)?;
     Ok((Arc::new(info), Arc::new(encoder)))
 }
@@ -356,7 +362,7 @@ fn prompts(
 }
 
 /// Unix seconds of a file's last change; 0 where the file system does not say.
-fn modified(path: &Path) -> u64 {
+pub(super) fn modified(path: &Path) -> u64 {
     let modified = path.metadata().and_then(|metadata| metadata.modified()).ok();
     modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |age| age.as_secs())
 }

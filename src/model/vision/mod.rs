@@ -3,8 +3,10 @@
 //! Each gives hidden states and bounds as a text's encoder does, and the heads of texts stand on them: a class of an image
 //! is what [`super::head::Head`] makes of the vector of the whole.
 
+mod backend;
 mod clip;
 pub mod config;
+pub(super) mod load;
 mod patches;
 mod resnet;
 mod tower;
