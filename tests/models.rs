@@ -12,4 +12,5 @@ mod models {
     pub mod rampart;
     pub mod reference;
     pub mod variants;
+    pub mod vision;
 }

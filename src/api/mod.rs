@@ -20,6 +20,7 @@ mod cohere;
 mod compress;
 mod forms;
 mod health;
+mod images;
 mod inputs;
 mod negotiate;
 mod observe;

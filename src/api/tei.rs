@@ -16,12 +16,14 @@ use utoipa::ToSchema;
 use super::body::Call;
 use super::docs::Refusals;
 use super::forms::{self, Dtype, EncodingFormat, Form};
+use super::images::to_base64;
 use super::inputs::{Inputs, check_count, renamed};
 use super::negotiate::{self, Media};
 use super::phases::{Served, attach};
 use super::status::{Fault, Kind};
 use super::{ApiState, body, write};
 use crate::model::ModelInfo;
+use crate::model::signature::Modality;
 use crate::request::{Input, Request as Embed, Task, TaskParams, Truncation, TruncationDirection};
 use crate::{Error, Result};
 
@@ -232,6 +234,15 @@ pub struct MainTaskBody {
     rest: serde_json::Map<String, serde_json::Value>,
 }
 
+impl MainTaskBody {
+    /// The body as it would be with the image in it: clients of the Hugging Face inference API send the bare file.
+    fn of_image(info: &ModelInfo, file: &[u8]) -> Self {
+        let file = to_base64(file);
+        let inputs = if info.main_task() == Task::Embed { json!([{"image": file}]) } else { json!(file) };
+        Self { inputs, parameters: None, rest: serde_json::Map::new() }
+    }
+}
+
 /// The model's main task: an embedding, or a similarity where `inputs` has a `source_sentence`.
 ///
 /// Clients that are given only a base URL post here; `/invocations` is the same for SageMaker.
@@ -245,8 +256,12 @@ pub struct MainTaskBody {
 )]
 pub async fn main_task(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
     let media = negotiate::media(request.headers())?;
-    let call = body::read::<MainTaskBody>(&state, request).await?;
     let info = state.engine.model(None)?;
+    if info.signature.takes(Modality::Image) && body::may_be_image(request.headers()) {
+        let (file, call) = body::receive(&state, request).await?.split();
+        return main_task_call(&state, &info, call.with(MainTaskBody::of_image(&info, &file)), media).await;
+    }
+    let call = body::read::<MainTaskBody>(&state, request).await?;
     main_task_call(&state, &info, call, media).await
 }
 
@@ -272,7 +287,7 @@ async fn main_task_call(
         Task::Classify if rest.contains_key("query") => {
             heads::rerank_call(state, call.with(body::of_value(rest.into())?)).await
         }
-        Task::Classify if !is_pipeline => {
+        Task::Classify if !is_pipeline && !info.signature.takes(Modality::Image) => {
             rest.insert("inputs".to_string(), inputs);
             heads::predict_call(state, call.with(body::of_value(rest.into())?)).await
         }

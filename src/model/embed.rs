@@ -97,9 +97,9 @@ impl InFlight for Pooled {
 }
 
 /// A batch whose rows are on the host already.
-struct Headed {
-    rows: Rows,
-    name: ModelName,
+pub(super) struct Headed {
+    pub rows: Rows,
+    pub name: ModelName,
 }
 
 impl InFlight for Headed {

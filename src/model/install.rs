@@ -120,7 +120,9 @@ pub(super) fn install_version(
         rename(&whole, &home)?;
         return Ok(Installed { name: name.to_string(), version: 1, dir: home.join("1"), new: true });
     };
-    if let Some((&version, _)) = manifest.versions.iter().find(|(_, v)| v.files == entry.files && v.layers == entry.layers) {
+    if let Some((&version, _)) =
+        manifest.versions.iter().find(|(_, v)| v.files == entry.files && v.layers == entry.layers)
+    {
         remove_if_there(staging)?;
         return Ok(Installed { name: name.to_string(), version, dir: home.join(version.to_string()), new: false });
     }

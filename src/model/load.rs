@@ -20,7 +20,7 @@ use super::pack::Pooling;
 use super::sentence::{SentenceConfig, VectorModule, check_widths};
 use super::signature::Signature;
 use super::weights::{Format, Weights, file_error};
-use super::{Backend, LoadedModel, ModelInfo, Placed, tensors, tokenizer, trunk};
+use super::{Backend, LoadedModel, ModelInfo, Placed, tensors, tokenizer, trunk, vision};
 use crate::ops::device;
 use crate::{Error, Result};
 
@@ -63,6 +63,9 @@ fn load_on(spec: &ModelSpec, devices: &[Device], placement: &Placement) -> Resul
     if spec.task == "infer" {
         return tensors::load(spec, devices);
     }
+    if let Some(vision) = vision::load::describe(spec, devices)? {
+        return vision.load(devices);
+    }
     let described = described(spec, devices)?;
     let mut backends = Vec::with_capacity(devices.len());
     for device in devices {
@@ -83,6 +86,9 @@ fn load_on(spec: &ModelSpec, devices: &[Device], placement: &Placement) -> Resul
 pub fn describe(spec: &ModelSpec, devices: &[Device]) -> Result<(Arc<ModelInfo>, Arc<Encoder>)> {
     if spec.task == "infer" {
         return tensors::describe(spec, devices);
+    }
+    if let Some(vision) = vision::load::describe(spec, devices)? {
+        return Ok((Arc::new(vision.info), Arc::new(vision.encoder)));
     }
     let Described { info, encoder, .. } = described(spec, devices)?;
     Ok((Arc::new(info), Arc::new(encoder)))

@@ -15,6 +15,7 @@ pub mod gated;
 mod head;
 mod head_weights;
 pub mod hub;
+pub mod image;
 pub mod install;
 pub mod judge;
 pub mod keras;
@@ -35,6 +36,7 @@ pub mod signature;
 mod tensors;
 mod tokenizer;
 pub mod trunk;
+pub mod vision;
 pub mod weights;
 
 use std::collections::BTreeMap;

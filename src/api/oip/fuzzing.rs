@@ -23,7 +23,7 @@ pub fn of_grpc(request: pb::ModelInferRequest) {
 fn read(asking: Asking) {
     for tensor in asking.tensors {
         let num_elements = tensor.shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
-        if let Ok(texts) = tensor.clone().texts() {
+        if let Ok(texts) = tensor.clone().bytes() {
             assert_eq!(Some(texts.len()), num_elements);
         }
         if let Ok(ints) = tensor.ints() {

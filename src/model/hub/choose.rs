@@ -11,8 +11,10 @@ pub struct Chosen {
 }
 
 /// What a loader reads beside weights, in the root or in a module's folder (`1_Pooling/`).
-const BESIDE: [&str; 10] = [
+const BESIDE: [&str; 12] = [
     "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
@@ -42,7 +44,9 @@ pub fn choose(names: &[String], gguf: Option<&str>) -> Result<Chosen, String> {
     let has = |file: &str| small.iter().any(|n| base(n) == file);
     // A GGUF file may carry both in its metadata.
     for needed in ["config.json", "tokenizer.json"] {
-        if !is_gguf && !has(needed) {
+        // A model of images has no tokenizer.
+        let is_needed = needed != "tokenizer.json" || !has("preprocessor_config.json");
+        if !is_gguf && is_needed && !has(needed) {
             return Err(format!("has no {needed}"));
         }
     }
