@@ -187,7 +187,7 @@ async fn ragged_rows_are_padded_and_their_lengths_told() {
     let body = json!({"signature_name": "embed_all", "instances": ["w1 w2", "w3"]});
     let rows = ok(&embedder.post("/v1/models/fake:predict", body).await)["predictions"].take();
     assert_eq!((&rows[0]["lengths"], &rows[1]["lengths"]), (&json!(2), &json!(1)));
-    assert_eq!(rows[1]["token_embeddings"], json!([[3.0, 1.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0], [0.0; 8]]));
+    assert_eq!(rows[1]["token_embeddings"], json!([vec![3.0, 1.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0], vec![0.0; 8]]));
 
     let splade = server("distilbert-splade", "sparse").await;
     let sparse = ok(&splade.post("/embed_sparse", json!({"inputs": ["the tide", "a"]})).await);
