@@ -187,7 +187,7 @@ async fn ragged_rows_are_padded_and_their_lengths_told() {
     let body = json!({"signature_name": "embed_all", "instances": ["w1 w2", "w3"]});
     let rows = ok(&embedder.post("/v1/models/fake:predict", body).await)["predictions"].take();
     assert_eq!((&rows[0]["lengths"], &rows[1]["lengths"]), (&json!(2), &json!(1)));
-    assert_eq!(rows[1]["token_embeddings"], json!([[3.0, 1.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0], [0.0; 8]]));
+    assert_eq!(rows[1]["token_embeddings"], json!([vec![3.0, 1.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0], vec![0.0; 8]]));
 
     let splade = server("distilbert-splade", "sparse").await;
     let sparse = ok(&splade.post("/embed_sparse", json!({"inputs": ["the tide", "a"]})).await);
@@ -235,11 +235,26 @@ async fn token_ids_do_for_every_task() {
     let mut ids: Vec<u64> = tokens[0].as_array().unwrap().iter().map(|token| token["id"].as_u64().unwrap()).collect();
     let expected = outputs(&server, json!({"inputs": [texts("text", &["the tide"])]})).await("scores").1;
     let mut mask = vec![1; ids.len()];
-    (ids.push(0), mask.push(0));
+    ids.push(0);
+    mask.push(0);
     let tensor =
         |name: &str, values: Value| json!({"name": name, "shape": [1, ids.len()], "datatype": "INT64", "data": values});
     let body = json!({"inputs": [tensor("input_ids", json!(ids)), tensor("attention_mask", json!(mask))]});
     close(&outputs(&server, body).await("scores").1, &expected);
+    for (beside, status, says) in [
+        (tensor("attention_mask", json!(vec![0; ids.len()])), 400, "input_ids[0] must not be empty"),
+        (tensor("attention_mask", json!(vec![2; ids.len()])), 422, "attention_mask[0]: expected zeros and ones"),
+        (tensor("token_type_ids", json!(vec![1; ids.len()])), 422, "token ids are taken as one segment"),
+        (
+            json!({"name": "attention_mask", "shape": [1], "datatype": "INT64", "data": [1]}),
+            422,
+            "the shape of input_ids",
+        ),
+        (texts("text", &["a"]), 400, "a request has `text` or `input_ids`"),
+    ] {
+        let body = json!({"inputs": [tensor("input_ids", json!(ids)), beside]});
+        refused(&server.post(INFER, body).await, status, says);
+    }
     let body = json!({"signature_name": "input_ids", "instances": [{"input_ids": ids, "attention_mask": mask}]});
     close(&numbers(&ok(&server.post(PREDICT, body).await)["predictions"]), &expected);
     let body = json!({"examples": [{"input_ids": ids[..ids.len() - 1]}]});
