@@ -290,6 +290,7 @@ pub(super) struct Form {
 }
 
 impl Form {
+    /// Errors: `Invalid` for parameters that this model does not take.
     pub fn of(info: &ModelInfo, params: &TaskParams) -> Result<Self> {
         chunks::check(params)?;
         let invalid = |field: &str, reason: String| Error::Invalid { field: field.to_string(), reason };
