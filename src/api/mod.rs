@@ -2,7 +2,7 @@
 //!
 //! One file or folder per protocol (`app`, `cohere`, `openai`, `oip`, `rank`, `tei`, `tfs`), one for the routes operators and probes use (`health`),
 //! one for the document of all of them (`docs`). What they share: `body` reads and checks a request,
-//! `inputs` is the text-or-token-ids field, `forms` are those of embeddings, `write` makes JSON of floats, `status`
+//! `inputs` is the text-or-token-ids field, `tensors` are models' named ones, `forms` are those of embeddings, `write` makes JSON of floats, `status`
 //! turns an error into an answer, `negotiate` reads what a client accepts, `compress` are bodies' codings, `observe` is
 //! the outermost layer, `internal` sends what the process asks itself.
 
@@ -27,6 +27,7 @@ mod phases;
 mod prompts;
 mod rank;
 mod tei;
+mod tensors;
 mod tfs;
 
 use std::sync::Arc;

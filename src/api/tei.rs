@@ -3,6 +3,7 @@
 pub mod heads;
 mod pipeline;
 pub mod tokens;
+pub mod vertex;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -31,6 +32,7 @@ pub fn routes() -> Router<ApiState> {
     Router::new()
         .route("/", post(main_task))
         .route("/invocations", post(main_task))
+        .route("/vertex", post(vertex::vertex))
         .route("/embed", post(embed))
         .route("/embed_all", post(heads::embed_all))
         .route("/embed_sparse", post(heads::embed_sparse))
@@ -77,6 +79,9 @@ pub struct EmbedBody {
     #[schema(default = false)]
     pub truncate: Option<bool>,
     pub truncation_direction: Option<Direction>,
+    /// Ours: read an input that is longer than the model takes in chunks that share so many tokens, and answer the mean
+    /// of their embeddings.
+    pub chunk_overlap: Option<usize>,
     /// One of the model's prompts, put before every text.
     pub prompt_name: Option<String>,
     /// Keep the first so many values of each embedding.
@@ -111,7 +116,7 @@ async fn embed_call(state: &ApiState, call: Call<EmbedBody>, media: Media) -> Re
         task: Task::Embed,
         normalize: Some(body.normalize.unwrap_or(true)),
         dimensions: body.dimensions,
-        truncation: truncation(body.truncate, body.truncation_direction),
+        truncation: truncation(body.truncate, body.truncation_direction).or_chunks(body.chunk_overlap)?,
         prompt_name: body.prompt_name,
     };
     let form = Form::of(body.encoding_format, body.dtype, None)?;

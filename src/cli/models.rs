@@ -13,6 +13,7 @@ use super::fail;
 use crate::config::{Loaded, Sources};
 use crate::model::hub::{Hub, Progress, PullRequest, pull};
 use crate::model::install::{Installed, import};
+use crate::model::keras;
 use crate::model::prove::prove;
 use crate::model::quantize::{Target, quantize};
 use crate::model::repository::{Layout, ModelEntry, Repository};
@@ -42,13 +43,18 @@ pub enum ModelsCommand {
         #[arg(long)]
         name: Option<String>,
     },
-    /// Copy a Hugging Face folder or a GGUF file into the repository, after loading it once.
+    /// Copy a Hugging Face folder or a GGUF file into the repository, after loading it once; or a Keras model:
+    /// `import keras FILE`.
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     Import {
         /// The folder with config.json, tokenizer.json and *.safetensors, or one GGUF file.
-        path: PathBuf,
+        #[arg(required = true)]
+        path: Option<PathBuf>,
         /// Serve it under this name [default: the folder's or file's].
         #[arg(long)]
         name: Option<String>,
+        #[command(subcommand)]
+        from: Option<ImportFrom>,
     },
     /// Check checksums, load, and compute once; exits 1 naming what is wrong.
     Verify {
@@ -65,6 +71,22 @@ pub enum ModelsCommand {
         /// The file to write [default: model-<FORMAT>.gguf in the model's folder].
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
+    },
+}
+
+/// Other forms of models that are imported.
+#[derive(Debug, Subcommand)]
+pub enum ImportFrom {
+    /// A Keras model, Sequential or functional, as a tensor model.
+    Keras {
+        /// What `model.save` wrote: FILE.keras or FILE.h5.
+        file: PathBuf,
+        /// Serve it under this name [default: the file's].
+        #[arg(long)]
+        name: Option<String>,
+        /// The shape of a row, where the model leaves sizes open; once an input.
+        #[arg(long, value_name = "INPUT=SIZE,SIZE,…")]
+        shape: Vec<String>,
     },
 }
 
@@ -93,7 +115,14 @@ pub fn run(command: ModelsCommand, sources: &Sources) -> ExitCode {
                 let request = PullRequest { file, name, ..PullRequest::parse(&model)? };
                 pull(&hub(&loaded), &models, &request, &Bar::default()).map(|i| told(&i))
             }
-            ModelsCommand::Import { path, name } => import(&models, &path, name.as_deref()).map(|i| told(&i)),
+            ModelsCommand::Import { from: Some(ImportFrom::Keras { file, name, shape }), .. } => {
+                let shapes = shape.iter().map(|text| keras::parse_shape(text)).collect::<Result<_>>()?;
+                keras::import(&models, &file, name.as_deref(), &shapes).map(|i| told(&i))
+            }
+            ModelsCommand::Import { path, name, from: None } => {
+                // clap asks for it where there is no subcommand.
+                import(&models, &path.unwrap_or_default(), name.as_deref()).map(|i| told(&i))
+            }
             ModelsCommand::Verify { models: names } => verify(&models, &names),
             ModelsCommand::Quantize { model, to, output } => write_gguf(&models, &model, to, output),
         }
@@ -243,7 +272,7 @@ fn check(entry: &ModelEntry, version: u64) -> Result<String> {
         Layout::Manifest(_) => format!("checksums of {} right", HumanBytes(num_bytes)),
         Layout::Versions | Layout::Folder | Layout::File => "no checksums (no manifest)".to_string(),
     };
-    let (name, architecture, hidden) = (&entry.name, &info.architecture, info.hidden_size);
+    let (name, architecture, hidden) = (&entry.name, &info.architecture, info.dimensions);
     Ok(format!("{name} version {version}: {checksums}; {architecture}, {hidden} dimensions, computes"))
 }
 

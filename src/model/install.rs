@@ -51,14 +51,24 @@ pub fn import(models: &Repository, source: &Path, name: Option<&str>) -> Result<
     let name = name.map_or_else(own_name, str::to_string);
     check_name(&name)?;
 
+    stage(models, &name, |staging| {
+        copy(&folder, staging, &chosen)?;
+        let weights = chosen.weights.iter().map(|f| staging.join(f)).collect();
+        prove(&ModelSpec { weights, task: task_of(staging)?, ..ModelSpec::bare(&name, staging) })?;
+        let provenance = Provenance { note: Some("imported from a folder".to_string()), ..Provenance::default() };
+        install(models, &name, staging, Manifest::default(), chosen.weights.clone(), provenance)
+    })
+}
+
+/// Fills a staging folder of a model and removes what is left of it, whatever comes of that.
+pub(super) fn stage(
+    models: &Repository,
+    name: &str,
+    fill: impl FnOnce(&Path) -> Result<Installed>,
+) -> Result<Installed> {
     let staging = models.root().join(".pull").join(format!("import-{name}"));
     let _lock = lock(&staging)?;
-    let result = copy(&folder, &staging, &chosen).and_then(|()| {
-        let weights = chosen.weights.iter().map(|f| staging.join(f)).collect();
-        prove(&ModelSpec { weights, task: task_of(&staging)?, ..ModelSpec::bare(&name, &staging) })?;
-        let provenance = Provenance { note: Some("imported from a folder".to_string()), ..Provenance::default() };
-        install(models, &name, &staging, Manifest::default(), chosen.weights, provenance)
-    });
+    let result = remove_if_there(&staging).and_then(|()| make_dir(&staging)).and_then(|()| fill(&staging));
     if staging.exists() {
         let _ = fs::remove_dir_all(&staging);
     }
@@ -79,13 +89,24 @@ pub(super) fn install(
     weights: Vec<String>,
     provenance: Provenance,
 ) -> Result<Installed> {
+    install_version(models, name, staging, head, VersionEntry { weights, provenance, ..VersionEntry::default() })
+}
+
+/// [`install`] of a version of which more is known; its files and tokenizer are found.
+pub(super) fn install_version(
+    models: &Repository,
+    name: &str,
+    staging: &Path,
+    head: Manifest,
+    entry: VersionEntry,
+) -> Result<Installed> {
     let mut files = BTreeMap::new();
     for file in walk(staging)? {
         let (sha256, _) = sha256_file(&staging.join(&file))?;
         files.insert(file, sha256);
     }
     let tokenizer = files.contains_key("tokenizer.json").then(|| "tokenizer.json".to_string());
-    let entry = VersionEntry { weights, tokenizer, files, provenance };
+    let entry = VersionEntry { tokenizer, files, ..entry };
     let home = models.root().join(name);
     let Some(manifest) = existing_manifest(models, name)? else {
         let task = if head.task.is_empty() { task_of(staging)? } else { head.task.clone() };
@@ -99,7 +120,9 @@ pub(super) fn install(
         rename(&whole, &home)?;
         return Ok(Installed { name: name.to_string(), version: 1, dir: home.join("1"), new: true });
     };
-    if let Some((&version, _)) = manifest.versions.iter().find(|(_, v)| v.files == entry.files) {
+    if let Some((&version, _)) =
+        manifest.versions.iter().find(|(_, v)| v.files == entry.files && v.layers == entry.layers)
+    {
         remove_if_there(staging)?;
         return Ok(Installed { name: name.to_string(), version, dir: home.join(version.to_string()), new: false });
     }
@@ -225,7 +248,14 @@ fn copy(folder: &Path, staging: &Path, chosen: &Chosen) -> Result<()> {
 pub(super) fn task_of(dir: &Path) -> Result<String> {
     let sentence = SentenceConfig::read(dir)?;
     let head = HeadConfig::read(&sentence.transformer_dir)?;
-    Ok(if sentence.is_sparse { "sparse" } else { head.task().unwrap_or(TASKS[0]) }.to_string())
+    Ok(match &sentence {
+        SentenceConfig { is_sparse: true, .. } => "sparse",
+        SentenceConfig { answers: Some(_), .. } => "rerank",
+        // Embedding models are often published with the class they were trained as.
+        SentenceConfig { pooling: Some(_), .. } => TASKS[0],
+        _ => head.task().unwrap_or(TASKS[0]),
+    }
+    .to_string())
 }
 
 /// The path with a suffix to its last name; `with_extension` would cut a version off it.

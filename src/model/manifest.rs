@@ -13,6 +13,11 @@
 //! [prompts]
 //! query = "query: "
 //!
+//! [rerank]                   # of a causal language model: what it is asked, as Qwen3-Reranker has it by default
+//! true_token = "yes"
+//! false_token = "no"
+//! instruction = "Given a web search query, retrieve relevant passages that answer the query"
+//!
 //! [batching]                 # wins over [ai]
 //! max_batch_size = 64
 //! max_queue_delay = "2ms"
@@ -35,6 +40,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::judge::Question;
+use super::layers::{self, list::LayerList};
 use super::pack::Pooling;
 use super::section::{Faults, Section};
 use crate::request::ModelName;
@@ -44,7 +51,7 @@ use crate::{Error, Result};
 pub const MANIFEST_FILE: &str = "manifest.toml";
 
 /// The tasks this server has heads for.
-pub const TASKS: [&str; 6] = ["embed", "classify", "rerank", "token_classify", "sparse", "fill_mask"];
+pub const TASKS: [&str; 7] = ["embed", "classify", "rerank", "token_classify", "sparse", "fill_mask", "infer"];
 
 /// One version of one model, as the repository found it: the manifest's words where it has any.
 /// `None` means the model's own files say it (`config.json`, `modules.json`, `1_Pooling/config.json`,
@@ -61,6 +68,8 @@ pub struct ModelSpec {
     /// One GGUF file, or one or several safetensors files; empty means "look in `dir`".
     pub weights: Vec<PathBuf>,
     pub tokenizer: Option<PathBuf>,
+    /// What a tensor model computes; `None` for the others.
+    pub layers: Option<LayerList>,
     /// The manifest's sha256 of files in `dir`, by name; they were verified.
     pub checksums: BTreeMap<String, String>,
     pub pooling: Option<Pooling>,
@@ -70,6 +79,8 @@ pub struct ModelSpec {
     pub dtype: Option<Dtype>,
     pub prompts: BTreeMap<String, String>,
     pub default_prompt: Option<String>,
+    /// What a causal language model is asked about a pair.
+    pub rerank: Option<Question>,
     pub licence: Option<String>,
 }
 
@@ -84,6 +95,7 @@ impl ModelSpec {
             architecture: None,
             weights: Vec::new(),
             tokenizer: None,
+            layers: None,
             checksums: BTreeMap::new(),
             pooling: None,
             normalize: None,
@@ -91,6 +103,7 @@ impl ModelSpec {
             dtype: None,
             prompts: BTreeMap::new(),
             default_prompt: None,
+            rerank: None,
             licence: None,
         }
     }
@@ -139,6 +152,8 @@ pub struct Manifest {
     pub licence: Option<String>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub prompts: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rerank: Option<Question>,
     #[serde(skip_serializing_if = "is_default")]
     pub batching: BatchingOverrides,
     /// Version number to what lies in its folder. Numbers, so that 10 comes after 9.
@@ -153,6 +168,9 @@ pub struct VersionEntry {
     pub weights: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<String>,
+    /// A tensor model's inputs, outputs and layers.
+    #[serde(flatten)]
+    pub layers: Option<LayerList>,
     /// File name, with `/` between folders, to its sha256 in lowercase hexadecimal.
     pub files: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "is_default")]
@@ -223,6 +241,7 @@ impl Manifest {
             architecture: self.architecture.clone(),
             weights: entry.weights.iter().map(|f| dir.join(f)).collect(),
             tokenizer: entry.tokenizer.map(|f| dir.join(f)),
+            layers: entry.layers,
             checksums: entry.files,
             pooling: self.pooling,
             normalize: self.normalize,
@@ -230,6 +249,7 @@ impl Manifest {
             dtype: self.dtype,
             prompts: self.prompts.clone(),
             default_prompt: self.default_prompt.clone(),
+            rerank: self.rerank.clone(),
             licence: self.licence.clone(),
         }
     }
@@ -254,6 +274,7 @@ fn read_manifest(mut section: Section, faults: &mut Faults) -> Manifest {
         default_prompt: section.string("default_prompt", faults),
         licence: section.string("licence", faults),
         prompts: section.strings("prompts", faults),
+        rerank: section.table("rerank", faults).map(|s| Question::read(s, faults)),
         batching: section.table("batching", faults).map_or_else(Default::default, |s| read_batching(s, faults)),
         versions: section.table("versions", faults).map_or_else(Default::default, |s| read_versions(s, faults)),
     };
@@ -262,6 +283,9 @@ fn read_manifest(mut section: Section, faults: &mut Faults) -> Manifest {
         if !manifest.prompts.is_empty() {
             faults.key(&section, "default_prompt", &format!("`{prompt}` is not one of [prompts]"));
         }
+    }
+    if manifest.rerank.is_some() && manifest.task != "rerank" {
+        faults.key(&section, "rerank", "is for task \"rerank\" alone");
     }
     if manifest.versions.is_empty() && !section.has("versions") {
         faults.key(&section, "versions", "is missing; each version folder has its [versions.N]");
@@ -303,6 +327,7 @@ fn read_version(mut section: Section, faults: &mut Faults) -> VersionEntry {
     let entry = VersionEntry {
         weights: section.list("weights", faults),
         tokenizer: section.string("tokenizer", faults),
+        layers: layers::read::read(&mut section, faults),
         files: section.strings("files", faults),
         provenance: section.table("provenance", faults).map_or_else(Default::default, |s| read_provenance(s, faults)),
     };

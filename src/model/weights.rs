@@ -73,6 +73,11 @@ impl Weights {
         Self { source: self.source.clone(), device: device.clone() }
     }
 
+    /// The device that tensors are read onto.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// The format of the files.
     pub fn format(&self) -> Format {
         match *self.source {
@@ -171,6 +176,12 @@ fn only_file(dir: &Path) -> Result<PathBuf> {
             Err(file_error(dir, format!("several weight files ({}): the manifest must name one", names.join(", "))))
         }
     }
+}
+
+/// Unix seconds of a file's last change; 0 where the file system does not say.
+pub(super) fn modified(path: &Path) -> u64 {
+    let modified = path.metadata().and_then(|metadata| metadata.modified()).ok();
+    modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |age| age.as_secs())
 }
 
 pub(crate) fn open_file(path: &Path) -> Result<File> {

@@ -100,8 +100,12 @@ pub struct Copied(tempfile::TempDir);
 
 impl Copied {
     pub fn of(name: &str) -> Self {
+        Self::of_dir(&fixture(name))
+    }
+
+    pub fn of_dir(dir: &Path) -> Self {
         let copy = Self(tempfile::tempdir().unwrap());
-        copy_dir(&fixture(name), copy.dir());
+        copy_dir(dir, copy.dir());
         copy
     }
 

@@ -1,10 +1,11 @@
 //! TensorFlow Serving's REST protocol: status, metadata and predictions of the models served.
 //!
-//! Source: tensorflow/serving `tensorflow_serving/g3doc/api_rest.md`. `path` reads the addresses, `signature` says which
-//! tensors a model takes and gives, `tensor` reads them from JSON, `predict` computes, `answer` writes; `status` and
-//! `metadata` are the two documents about a model.
+//! Source: tensorflow/serving `tensorflow_serving/g3doc/api_rest.md`. `path` reads the addresses, `signature` names the
+//! ways to ask a model ([`super::tensors`] knows their tensors), `tensor` reads them from JSON, `predict` and `classify` compute, `answer`
+//! writes; `status` and `metadata` are the two documents about a model.
 
 mod answer;
+pub mod classify;
 pub mod metadata;
 pub mod path;
 pub mod predict;
@@ -44,10 +45,7 @@ async fn call(
     let address = path::parse(&rest).ok_or_else(no_route)?;
     match address.subject {
         Subject::Predict => predict::call(&state, &address, request).await,
-        Subject::Classify | Subject::Regress => {
-            let info = address.find(&state)?;
-            Err(signature::does_not(&info, address.subject).into())
-        }
+        Subject::Classify | Subject::Regress => classify::call(&state, &address, request).await,
         Subject::Status | Subject::Metadata => Ok(not_allowed(&request, "GET,HEAD")),
     }
 }

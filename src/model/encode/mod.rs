@@ -2,9 +2,12 @@
 
 pub mod text;
 
+use std::ops::Range;
+
 use tokenizers::Tokenizer;
 
 use super::image::Preprocessor;
+use super::judge::Question;
 use super::signature::ValuesShape;
 use crate::output::Token;
 use crate::request::{Input, Truncation};
@@ -40,6 +43,8 @@ pub struct Encoder {
     tensors: Option<ValuesShape>,
     /// `None` for models that take no images.
     images: Option<ImageEncoder>,
+    /// Which values of a row are looked up in a table, and how many rows that has.
+    tables: Vec<(Range<usize>, usize)>,
     max_seq_len: usize,
 }
 
@@ -48,17 +53,28 @@ impl Encoder {
     /// model's.
     pub fn new(tokenizer: Tokenizer, max_seq_len: usize, vocab_size: usize) -> Self {
         let text = TextEncoder::new(tokenizer, max_seq_len, vocab_size);
-        Self { text: Some(text), tensors: None, images: None, max_seq_len }
+        Self { text: Some(text), tensors: None, tables: Vec::new(), images: None, max_seq_len }
+    }
+
+    /// Puts a question around every pair and every text. Errors: the reason why it cannot.
+    pub(super) fn asking(self, question: Question) -> Result<Self, String> {
+        Ok(Self { text: self.text.map(|text| text.asking(question)).transpose()?, ..self })
     }
 
     /// Of a tensor model, whose inputs are so many values.
     pub fn of_tensors(values: ValuesShape) -> Self {
-        Self { text: None, tensors: Some(values), images: None, max_seq_len: values.num_tokens }
+        let max_seq_len = values.num_tokens;
+        Self { text: None, tensors: Some(values), tables: Vec::new(), images: None, max_seq_len }
     }
 
     /// Of a model of images, and of texts where it has a tokenizer.
     pub fn of_images(images: ImageEncoder, text: Option<TextEncoder>, max_seq_len: usize) -> Self {
-        Self { text, tensors: None, images: Some(images), max_seq_len }
+        Self { text, tensors: None, tables: Vec::new(), images: Some(images), max_seq_len }
+    }
+
+    /// The same, for a model that looks some of its values up: they are whole numbers from 0, below these bounds.
+    pub fn with_tables(self, tables: Vec<(Range<usize>, usize)>) -> Self {
+        Self { tables, ..self }
     }
 
     /// The id that stands for a token to be filled in, in vocabularies that have one.
@@ -87,9 +103,30 @@ impl Encoder {
             (Input::Text(text), Some(encoder), _) => encoder.text(text, field, prompt, truncation),
             (Input::Pair(first, second), Some(encoder), _) => encoder.pair(first, second, field, prompt, truncation),
             (Input::TokenIds(ids), Some(encoder), _) => encoder.ids(ids, field, truncation),
-            (Input::Values(values), _, Some(shape)) => take_values(values, *shape, field),
+            (Input::Values(values), _, Some(shape)) => take_values(values, *shape, &self.tables, field),
             _ => {
                 let reason = format!("{} is nothing that this model takes", input.kind());
+                Err(Error::Invalid { field: field.to_string(), reason })
+            }
+        }
+    }
+
+    /// One text or list of ids in chunks that the model takes: see [`TextEncoder::text_chunks`].
+    ///
+    /// Errors: `Invalid` for another kind of input.
+    pub fn chunks(
+        &self,
+        input: &Input,
+        field: &str,
+        prompt: Option<&str>,
+        overlap: usize,
+        limit: usize,
+    ) -> Result<Vec<Encoding>> {
+        match (input, &self.text) {
+            (Input::Text(text), Some(encoder)) => encoder.text_chunks(text, field, prompt, overlap, limit),
+            (Input::TokenIds(ids), Some(encoder)) => encoder.id_chunks(ids, field, overlap, limit),
+            _ => {
+                let reason = format!("{} is not read in chunks; leave `chunk_overlap` out", input.kind());
                 Err(Error::Invalid { field: field.to_string(), reason })
             }
         }
@@ -111,13 +148,19 @@ impl Encoder {
     }
 }
 
-fn take_values(values: &[f32], shape: ValuesShape, field: &str) -> Result<Encoding> {
+fn take_values(values: &[f32], shape: ValuesShape, tables: &[(Range<usize>, usize)], field: &str) -> Result<Encoding> {
     let invalid = |reason: String| Err(Error::Invalid { field: field.to_string(), reason });
     if values.len() != shape.num_values {
         return invalid(format!("has {} values, the model takes {}", values.len(), shape.num_values));
     }
     if let Some(i) = values.iter().position(|value| !value.is_finite()) {
         return invalid(format!("value {i} is {}, the model takes finite ones", values[i]));
+    }
+    for (range, rows) in tables {
+        let is_index = |value: f32| value >= 0.0 && value.fract() == 0.0 && (value as usize) < *rows;
+        if let Some(i) = range.clone().find(|&i| values.get(i).is_none_or(|&value| !is_index(value))) {
+            return invalid(format!("value {i} is {}, the model takes whole numbers from 0, below {rows}", values[i]));
+        }
     }
     Ok(Encoding { input_ids: vec![0; shape.num_tokens], values: values.to_vec(), ..Encoding::default() })
 }

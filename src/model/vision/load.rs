@@ -12,15 +12,14 @@ use crate::Result;
 use crate::model::encode::text::TextEncoder;
 use crate::model::encode::{Encoder, ImageEncoder};
 use crate::model::fingerprint::{Facts, fingerprint};
-use crate::model::head::{Head, Projection};
+use crate::model::head::{Head, Projection, ScoredAt};
 use crate::model::image::Preprocessor;
 use crate::model::labels::HeadConfig;
-use crate::model::load::modified;
 use crate::model::manifest::ModelSpec;
 use crate::model::pack::Pooling;
 use crate::model::sentence::SentenceConfig;
 use crate::model::signature::{Modality, Signature, ValuesShape};
-use crate::model::weights::{Weights, file_error};
+use crate::model::weights::{Weights, file_error, modified};
 use crate::model::{LoadedModel, ModelInfo, Placed, tokenizer};
 use crate::ops::device;
 use crate::ops::image::Plane;
@@ -92,7 +91,7 @@ pub(in crate::model) fn describe(spec: &ModelSpec, devices: &[Device]) -> Result
         VisionConfig::Clip(_) => Pooling::Cls,
     };
     let device_names = device::names(devices);
-    let facts = Facts { architecture: &architecture, dtype: "f32", device: &device_names, pooling, max_seq_len };
+    let facts = Facts { architecture: &architecture, dtype: "f32", device: &device_names, pooling, max_seq_len, question: None };
     let mut modalities = vec![Modality::Image];
     modalities.extend(config.takes_texts().then_some(Modality::Text));
     let values = ValuesShape { num_values: 3 * image.num_pixels(), num_tokens };
@@ -105,6 +104,7 @@ pub(in crate::model) fn describe(spec: &ModelSpec, devices: &[Device]) -> Result
         labels,
         dtype: "f32".to_string(),
         hidden_size: config.hidden_size(),
+        dimensions: config.hidden_size(),
         vocab_size: vocab_size(&config),
         max_seq_len,
         signature: Signature { modalities, values: Some(values), ..Signature::default() },
@@ -122,6 +122,11 @@ pub(in crate::model) fn describe(spec: &ModelSpec, devices: &[Device]) -> Result
 }
 
 impl Described {
+    /// Enough to name the model's results.
+    pub fn named(self) -> (Arc<ModelInfo>, Arc<Encoder>) {
+        (Arc::new(self.info), Arc::new(self.encoder))
+    }
+
     /// Onto each of several devices, where every one computes in f32.
     ///
     /// Blocks: reads all weights.
@@ -155,7 +160,7 @@ fn vocab_size(config: &VisionConfig) -> usize {
 
 fn head(weights: &Weights, config: &VisionConfig, info: &ModelInfo) -> Result<Head> {
     if info.task == "embed" {
-        return Ok(Head::Vectors(info.pooling));
+        return Ok(Head::Vectors { pooling: info.pooling, steps: Vec::new() });
     }
     // Classes are told by the vector that the classifier was trained on, whatever embeddings are made of.
     let (pooling, name) = match config {
@@ -166,7 +171,7 @@ fn head(weights: &Weights, config: &VisionConfig, info: &ModelInfo) -> Result<He
     let weight = weights.get(&format!("{name}.weight"), &[num_labels, info.hidden_size])?;
     let bias = weights.get(&format!("{name}.bias"), &[num_labels])?;
     let out = Linear::new(weight, Some(bias), Activation::None)?;
-    Ok(Head::Scores { pooling, projection: Projection { steps: Vec::new(), out } })
+    Ok(Head::Scores { at: ScoredAt::Pooled(pooling), projection: Projection { steps: Vec::new(), out } })
 }
 
 /// The tokenizer of a tower of texts, and its file.
