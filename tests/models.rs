@@ -9,6 +9,7 @@ mod models {
     pub mod gated;
     pub mod heads;
     pub mod judge;
+    pub mod rampart;
     pub mod reference;
     pub mod variants;
     pub mod vision;

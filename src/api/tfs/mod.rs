@@ -46,7 +46,7 @@ async fn call(
     match address.subject {
         Subject::Predict => predict::call(&state, &address, request).await,
         Subject::Classify | Subject::Regress => classify::call(&state, &address, request).await,
-        Subject::Status | Subject::Metadata => Ok(not_allowed(&request, "GET,HEAD")),
+        Subject::Status | Subject::Metadata => Ok(method_not_allowed(&request)),
     }
 }
 
@@ -56,15 +56,23 @@ pub fn read(state: &ApiState, rest: &str, request: &Request) -> Option<Result<Re
     let answer = |info: Arc<ModelInfo>| match address.subject {
         Subject::Status => axum::Json(status::ModelVersions::of(state, &info)).into_response(),
         Subject::Metadata => axum::Json(metadata::Metadata::of(&info)).into_response(),
-        Subject::Predict | Subject::Classify | Subject::Regress => not_allowed(request, "POST"),
+        Subject::Predict | Subject::Classify | Subject::Regress => method_not_allowed(request),
     };
     Some(address.find(state).map(answer).map_err(Fault::from))
 }
 
-fn not_allowed(request: &Request, allowed: &'static str) -> Response {
+/// What a method that an address does not take is answered. The addresses below `/v1/models/` are one route to axum, so that
+/// its `allow` would name what any of them takes.
+pub fn method_not_allowed(request: &Request) -> Response {
     let (method, path) = (request.method().to_string(), request.uri().path().to_string());
+    let allowed = path::subject(&path).map(|subject| match subject {
+        Subject::Status | Subject::Metadata => "GET,HEAD",
+        Subject::Predict | Subject::Classify | Subject::Regress => "POST",
+    });
     let mut response = Fault::MethodNotAllowed { method, path }.into_response();
-    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    if let Some(allowed) = allowed {
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    }
     response
 }
 
