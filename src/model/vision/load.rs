@@ -91,7 +91,14 @@ pub(in crate::model) fn describe(spec: &ModelSpec, devices: &[Device]) -> Result
         VisionConfig::Clip(_) => Pooling::Cls,
     };
     let device_names = device::names(devices);
-    let facts = Facts { architecture: &architecture, dtype: "f32", device: &device_names, pooling, max_seq_len, question: None };
+    let facts = Facts {
+        architecture: &architecture,
+        dtype: "f32",
+        device: &device_names,
+        pooling,
+        max_seq_len,
+        question: None,
+    };
     let mut modalities = vec![Modality::Image];
     modalities.extend(config.takes_texts().then_some(Modality::Text));
     let values = ValuesShape { num_values: 3 * image.num_pixels(), num_tokens };
