@@ -91,9 +91,18 @@ fn push_flat(out: &mut Vec<u8>, values: &Values) -> Result<()> {
     match values {
         Values::Rows(rows) => write::push_joined(out, rows, |out, row| write::push_values(out, row)),
         Values::Floats(values) => write::push_values(out, values),
-        Values::Ints(ints) => write::push_joined(out, ints, |out, int| Ok(write::push_int(out, (*int).into()))),
-        Values::Longs(ints) => write::push_joined(out, ints, |out, int| Ok(write::push_int(out, *int))),
-        Values::Texts(texts) => write::push_joined(out, texts, |out, text| Ok(write::push_str(out, text))),
+        Values::Ints(ints) => write::push_joined(out, ints, |out, int| {
+            write::push_int(out, (*int).into());
+            Ok(())
+        }),
+        Values::Longs(ints) => write::push_joined(out, ints, |out, int| {
+            write::push_int(out, *int);
+            Ok(())
+        }),
+        Values::Texts(texts) => write::push_joined(out, texts, |out, text| {
+            write::push_str(out, text);
+            Ok(())
+        }),
     }
 }
 

@@ -34,13 +34,22 @@ impl Column<'_> {
             Values::Rows(rows) => push_nested(out, dims, &rows[i], &write::push_values),
             Values::Floats(values) => push_nested(out, dims, &values[place], &write::push_values),
             Values::Ints(ints) => push_nested(out, dims, &ints[place], &|out, ints: &[i32]| {
-                write::push_joined(out, ints, |out, int| Ok(write::push_int(out, (*int).into())))
+                write::push_joined(out, ints, |out, int| {
+                    write::push_int(out, (*int).into());
+                    Ok(())
+                })
             }),
             Values::Longs(ints) => push_nested(out, dims, &ints[place], &|out, ints: &[i64]| {
-                write::push_joined(out, ints, |out, int| Ok(write::push_int(out, *int)))
+                write::push_joined(out, ints, |out, int| {
+                    write::push_int(out, *int);
+                    Ok(())
+                })
             }),
             Values::Texts(texts) => push_nested(out, dims, &texts[place], &|out, texts: &[String]| {
-                write::push_joined(out, texts, |out, text| Ok(write::push_str(out, text)))
+                write::push_joined(out, texts, |out, text| {
+                    write::push_str(out, text);
+                    Ok(())
+                })
             }),
         }
     }
