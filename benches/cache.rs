@@ -95,7 +95,8 @@ fn main() {
 async fn engine() -> Arc<Engine> {
     let engine = Arc::new(Engine::new(None));
     let (fake, _) = fake::model("no-op", 256);
-    let info = Arc::new(ModelInfo { hidden_size: HIDDEN_SIZE, ..ModelInfo::clone(&fake.info) });
+    let info =
+        Arc::new(ModelInfo { hidden_size: HIDDEN_SIZE, dimensions: HIDDEN_SIZE, ..ModelInfo::clone(&fake.info) });
     let backends = vec![Placed { device: "cpu".to_string(), backend: Arc::new(NoOp) }];
     let limits = BatchLimits {
         max_batch_size: 64,

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::{Error, Result};
+
 use bytes::Bytes;
 
 /// A model's name as clients write it in `model`.
@@ -62,6 +64,25 @@ pub enum Truncation {
     #[default]
     Refuse,
     Cut(TruncationDirection),
+    /// Of embeddings: read it in chunks of `max_seq_len` that share `overlap` tokens with the next one, and pool their
+    /// vectors.
+    Chunk {
+        overlap: usize,
+    },
+}
+
+impl Truncation {
+    /// With what a request's `chunk_overlap` says. Errors: [`Error::Invalid`] where it asks for a cut too.
+    pub fn or_chunks(self, chunk_overlap: Option<usize>) -> Result<Self> {
+        match (self, chunk_overlap) {
+            (kept, None) => Ok(kept),
+            (Self::Refuse, Some(overlap)) => Ok(Self::Chunk { overlap }),
+            (_, Some(_)) => {
+                let reason = "an input is either cut, by `truncate`, or read in chunks".to_string();
+                Err(Error::Invalid { field: "chunk_overlap".to_string(), reason })
+            }
+        }
+    }
 }
 
 /// The side tokens are cut from.
@@ -118,7 +139,7 @@ pub struct TaskParams {
     pub task: Task,
     /// Of embeddings: scale each vector to length 1.
     pub normalize: Option<bool>,
-    /// Of embeddings, Matryoshka cut: keep the first `dimensions` values, then normalise. 1..=hidden_size.
+    /// Of embeddings, Matryoshka cut: keep the first `dimensions` values, then normalise. 1..=the model's dimensions.
     pub dimensions: Option<usize>,
     pub truncation: Truncation,
     /// A name from the manifest's `prompts`, put before every text.

@@ -153,7 +153,7 @@ async fn what_is_refused_has_a_code_and_names_the_field() {
         (one(input("text", "STRING", &[1], listed(&["a"]))), Code::InvalidArgument, "inputs[0].datatype"),
         (one(input("text", "BYTES", &[-1], listed(&["a"]))), Code::InvalidArgument, "inputs[0].shape"),
         (one(input("text", "BYTES", &[2], listed(&["a"]))), Code::InvalidArgument, "has 1 elements"),
-        (one(input("image", "FP32", &[1], listed(&["a"]))), Code::InvalidArgument, "of FP32"),
+        (one(input("image", "FP32", &[1], listed(&["a"]))), Code::InvalidArgument, "no input is named `image`"),
         (raw(vec![vec![1, 2]]), Code::InvalidArgument, "text: its bytes end within element 0"),
         (raw(vec![vec![0; 4]; 2]), Code::InvalidArgument, "raw_input_contents: has 2 entries for 1 inputs"),
         (with("dimensions", ParameterChoice::StringParam("3".into())), Code::InvalidArgument, "parameters.dimensions"),

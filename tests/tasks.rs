@@ -102,6 +102,69 @@ async fn every_protocol_ranks_alike() {
     refused(&server.post("/v1/rerank", json!({"query": "a", "documents": ["b"], "model": "n"})).await, 404, "no model");
 }
 
+/// The mean of the chunks' vectors by their tokens, cut and scaled, as it is told of token ids on another route.
+#[tokio::test]
+async fn long_inputs_are_read_in_chunks_where_that_is_asked_for() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/bert-f16");
+    let spec = ModelSpec { max_seq_len: Some(8), ..ModelSpec::bare("m", dir) };
+    let server = server_of_model(load(&spec, &Device::Cpu).unwrap()).await;
+    let floats = |value: &Value| -> Vec<f64> {
+        value.as_array().unwrap_or_else(|| panic!("{value}")).iter().map(|x| x.as_f64().unwrap()).collect()
+    };
+    let close = |a: &[f64], b: &[f64]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
+    // Sixteen words of one token each: chunks of six with [CLS] and [SEP] around each.
+    let text = "the piano of the piano and the four of his piano from about the over the";
+    let tokens = ok(&server.post("/tokenize", json!({"inputs": text, "add_special_tokens": false})).await);
+    let ids: Vec<u64> = tokens[0].as_array().unwrap().iter().map(|token| token["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids.len(), 16);
+    for (overlap, starts) in [(0, vec![0, 6, 12]), (2, vec![0, 4, 8, 12])] {
+        let mut chunks: Vec<Vec<u64>> = Vec::new();
+        for start in starts {
+            let end = 16.min(start + 6);
+            chunks.push([&[2], &ids[start..end], &[3]].concat());
+            if end == 16 {
+                break;
+            }
+        }
+        let rows = ok(&server.post("/embed", json!({"inputs": chunks, "normalize": false})).await);
+        let rows: Vec<Vec<f64>> = rows.as_array().unwrap().iter().map(floats).collect();
+        let total: usize = chunks.iter().map(Vec::len).sum();
+        let mean = |i: usize| rows.iter().zip(&chunks).map(|(row, chunk)| row[i] * chunk.len() as f64).sum::<f64>();
+        let mean: Vec<f64> = (0..rows[0].len()).map(|i| mean(i) / total as f64).collect();
+        let raw = json!({"inputs": [text, "the"], "chunk_overlap": overlap, "normalize": false});
+        let raw = ok(&server.post("/embed", raw).await);
+        assert!(close(&floats(&raw[0]), &mean), "overlap {overlap}");
+        let short = ok(&server.post("/embed", json!({"inputs": "the", "normalize": false})).await);
+        assert!(close(&floats(&raw[1]), &floats(&short[0])), "one that fits is as it was");
+
+        let length = mean[..8].iter().map(|x| x * x).sum::<f64>().sqrt();
+        let cut: Vec<f64> = mean[..8].iter().map(|x| x / length).collect();
+        let body = json!({"input": text, "dimensions": 8, "chunk_overlap": overlap, "normalized": true});
+        let openai = ok(&server.post("/v1/embeddings", body).await);
+        assert!(close(&floats(&openai["data"][0]["embedding"]), &cut), "{openai}");
+        assert_eq!(openai["usage"]["total_tokens"], total);
+        let parameters = json!({"chunk_overlap": overlap, "dimensions": 8, "normalize": true});
+        let body = json!({"input": [text], "parameters": parameters, "store": false});
+        let ours = ok(&server.post("/api/v1/inferences", body).await);
+        assert!(close(&floats(&ours["output"]["embeddings"][0]), &cut), "{ours}");
+    }
+    // Nothing changes where nobody asks.
+    refused(&server.post("/embed", json!({"inputs": text})).await, 413, "inputs");
+    refused(&server.post("/v1/embeddings", json!({"input": text})).await, 413, "input");
+    let both = json!({"inputs": text, "truncate": true, "chunk_overlap": 0});
+    refused(&server.post("/embed", both).await, 422, "chunk_overlap");
+    let wide = json!({"inputs": text, "chunk_overlap": 6});
+    refused(&server.post("/embed", wide).await, 422, "6 is not below the 6 tokens of a chunk");
+    let ids_too = json!({"inputs": [ids], "chunk_overlap": 3});
+    assert_eq!(ok(&server.post("/embed", ids_too).await).as_array().unwrap().len(), 1);
+    let endless = json!({"inputs": ["the", "the ".repeat(6 * 256 + 1)], "chunk_overlap": 0});
+    refused(&server.post("/embed", endless).await, 413, "inputs[1]");
+    let all = json!({"input": text, "task": "embed_all", "parameters": {"chunk_overlap": 0}, "store": false});
+    refused(&server.post("/api/v1/inferences", all).await, 422, "has nothing that can be pooled");
+    let negative = json!({"inputs": text, "chunk_overlap": -1});
+    refused(&server.post("/embed", negative).await, 422, "chunk_overlap");
+}
+
 #[tokio::test]
 async fn tokens_have_vectors_and_vocabularies_weights() {
     let server = server("distilbert-splade", "sparse").await;

@@ -137,14 +137,14 @@ async fn refusals_name_the_value_and_have_this_protocols_statuses() {
         (
             json!({"signature_name": "scores", "instances": ["w1"]}),
             400,
-            "signature_name: model `fake` has no signature `scores`; it has serving_default, input_ids, embedding_bytes",
+            "signature_name: model `fake` has no signature `scores`; it has serving_default, input_ids, embed_all, embed_all_input_ids, embedding_bytes",
         ),
         (json!({"signature_name": 7, "instances": ["w1"]}), 400, "signature_name: "),
         (json!({"signature_name": ids, "instances": [[1, 2], [3]]}), 400, "instances[1]: expected 2 values"),
         (json!({"signature_name": ids, "instances": [[1], []]}), 400, "instances[1]: expected 1 values"),
         (json!({"signature_name": ids, "instances": [[]]}), 400, "instances[0] must not be empty"),
         (json!({"signature_name": ids, "instances": ["w1"]}), 400, "instances[0]: expected a list"),
-        (json!({"signature_name": ids, "instances": [[-1]]}), 400, "instances[0]: no token id is -1"),
+        (json!({"signature_name": ids, "instances": [[-1]]}), 400, "instances[0]: -1 is no token id"),
         (json!({"signature_name": ids, "instances": [[1.5]]}), 400, "instances[0][0]: expected a whole number"),
         (json!({"signature_name": ids, "instances": [[1000]]}), 400, "instances[0]: token id 1000"),
         (
@@ -205,7 +205,15 @@ async fn methods_and_verbs_that_are_none_are_refused() {
     let answer = server.post("/v1/models/fake/metadata", json!({})).await;
     refused(&answer, 405, "does not take POST");
     assert_eq!(answer.header("allow"), "GET,HEAD");
-    refused(&server.send(Request::delete(PREDICT).body(Body::empty()).unwrap()).await, 405, "does not take DELETE");
+    for (path, allowed) in [
+        (PREDICT, "POST"),
+        ("/v1/models/fake%3Aclassify", "POST"),
+        ("/v1/models/fake/metadata", "GET,HEAD"),
+        ("/v1/models/fake", "GET,HEAD"),
+    ] {
+        let answer = server.send(Request::delete(path).body(Body::empty()).unwrap()).await;
+        assert_eq!((answer.status.as_u16(), answer.header("allow")), (405, allowed), "{path}");
+    }
     // Addresses that are not this protocol's keep the envelope of OpenAI's.
     let answer = server.post("/v1/models/fake:explain", json!({})).await;
     assert_eq!((answer.status.as_u16(), &answer.json()["error"]["code"]), (404, &json!("route_not_found")));
@@ -230,7 +238,7 @@ async fn metadata_has_the_signatures_as_protobufs_are_written_in_json() {
     assert_eq!(body["model_spec"], json!({"name": "fake", "signature_name": "", "version": "1"}));
     let signatures = &body["metadata"]["signature_def"]["signature_def"];
     let names: Vec<&String> = signatures.as_object().unwrap().keys().collect();
-    assert_eq!(names, ["embedding_bytes", "input_ids", "serving_default"]);
+    assert_eq!(names, ["embed_all", "embed_all_input_ids", "embedding_bytes", "input_ids", "serving_default"]);
     let dim = |size: &str| json!({"size": size, "name": ""});
     let tensor = |name: &str, dtype: &str, dims: &[&str]| {
         let dims: Vec<Value> = dims.iter().map(|size| dim(size)).collect();

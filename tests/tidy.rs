@@ -52,6 +52,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("libc", &["ops"]),
     ("gemm", &["ops"]),
     ("tokenizers", &["model"]),
+    ("image", &["model"]),
+    ("fast_image_resize", &["model"]),
     ("hf_hub", &["model"]),
     ("mongodb", &["store"]),
     ("redis", &["store"]),

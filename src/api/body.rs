@@ -195,6 +195,13 @@ pub fn check_multipart(headers: &HeaderMap) -> Result<(), Fault> {
     }
 }
 
+/// Whether a body says that it is a file of an image, or does not say what it is: clients that have only its bytes send
+/// nothing.
+pub fn may_be_image(headers: &HeaderMap) -> bool {
+    let got = header_text(headers, header::CONTENT_TYPE).trim().to_ascii_lowercase();
+    got.is_empty() || got.starts_with("image/") || got.starts_with("application/octet-stream")
+}
+
 /// JSON only. Not for the parser's sake: a page of another site can make a browser send `text/plain`
 /// here without asking, but not `application/json`.
 fn check_media_type(headers: &HeaderMap) -> Result<(), Fault> {

@@ -58,6 +58,7 @@ pub fn routes() -> Router<ApiState> {
         cohere::embed::embed_v1,
         tei::main_task,
         tei::invocations,
+        tei::vertex::vertex,
         tei::embed,
         tei::similarity,
         tei::heads::embed_all,
@@ -90,8 +91,8 @@ pub fn routes() -> Router<ApiState> {
         tfs::status::label,
         tfs::metadata::metadata,
         tfs::predict::predict,
-        tfs::predict::classify,
-        tfs::predict::regress,
+        tfs::classify::classify,
+        tfs::classify::regress,
         health::health,
         health::ping,
         health::live,
@@ -120,6 +121,9 @@ pub fn document(state: &ApiState) -> Value {
             add_errors(path, method, operation);
             if forms::ROUTES.contains(&path.as_str()) {
                 add_bytes(operation);
+            }
+            if path.starts_with("/v2/models/") && path.ends_with("/infer") {
+                add_binary_tensors(operation);
             }
         }
     }
@@ -179,6 +183,26 @@ struct TensorFlowError {
 #[allow(dead_code)]
 struct CohereError {
     message: String,
+}
+
+/// One event of `text/event-stream`; the answer is a row of them, for which OpenAPI 3.1 has no word.
+#[derive(ToSchema)]
+#[allow(dead_code)]
+pub struct ServerSentEvent {
+    /// The status that was reached.
+    event: String,
+    /// JSON.
+    data: String,
+}
+
+/// The other type of an answer of the Open Inference Protocol.
+fn add_binary_tensors(operation: &mut Value) {
+    let success = &mut operation["responses"]["200"];
+    success["content"][negotiate::BYTES] = json!({"schema": {
+        "type": "string", "format": "binary", "description": "The JSON, and the binary tensors behind it",
+    }});
+    success["headers"][oip::HEAD_LEN.as_str()] =
+        json!({"schema": {"type": "integer"}, "description": "Where binary tensors follow: bytes of the JSON"});
 }
 
 /// The other type of an answer with embeddings.

@@ -9,6 +9,7 @@ use utoipa::openapi::schema::{ArrayBuilder, OneOfBuilder, SchemaType, Type};
 use utoipa::openapi::{Object, ObjectBuilder, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
+use super::images::image;
 use crate::request::Input;
 use crate::{Error, Result};
 
@@ -20,6 +21,7 @@ use crate::{Error, Result};
 /// ["a", [7, 8]]    one of each, as TEI takes it
 /// [["a", "b"]]     a pair of texts, for tasks that take one
 /// [{"text": "a"}]  one text, as Jina's clients may write it
+/// [{"image": "b"}] one image: base64 or a data URL, as they write it
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Inputs(pub Vec<Input>);
@@ -92,6 +94,7 @@ enum Element {
     Id(u32),
     Ids(Vec<u32>),
     Pair(String, String),
+    Image(Input),
 }
 
 /// An element of an inner list.
@@ -106,6 +109,7 @@ impl<'de> Deserialize<'de> for Part {
             Element::Id(id) => Ok(Self::Id(id)),
             Element::Text(text) => Ok(Self::Text(text)),
             Element::Ids(_) | Element::Pair(..) => Err(D::Error::custom("a list in a list in a list")),
+            Element::Image(_) => Err(D::Error::custom("an image in a list among inputs")),
         }
     }
 }
@@ -162,14 +166,21 @@ impl<'de> Visitor<'de> for ElementVisitor {
         Ok(Element::Ids(ids))
     }
 
-    /// Jina's form of a text. Its other fields are other things than text, and refused by their names.
+    /// Jina's form of a text or an image. Its other fields are refused by their names.
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Element, A::Error> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
-        struct Text {
-            text: String,
+        struct Named {
+            text: Option<String>,
+            image: Option<String>,
         }
-        Text::deserialize(MapAccessDeserializer::new(map)).map(|Text { text }| Element::Text(text))
+        match Named::deserialize(MapAccessDeserializer::new(map))? {
+            Named { text: Some(text), image: None } => Ok(Element::Text(text)),
+            Named { text: None, image: Some(file) } => {
+                image(&file).map(Element::Image).map_err(|reason| A::Error::custom(format!("`image`: {reason}")))
+            }
+            _ => Err(A::Error::custom("expected either `text` or `image`")),
+        }
     }
 }
 
@@ -211,12 +222,14 @@ impl<'de> Visitor<'de> for InputsVisitor {
             Some(Element::Text(text)) => vec![Input::Text(text)],
             Some(Element::Ids(ids)) => vec![Input::TokenIds(ids)],
             Some(Element::Pair(first, second)) => vec![Input::Pair(first, second)],
+            Some(Element::Image(image)) => vec![image],
         };
         while let Some(element) = seq.next_element::<Element>()? {
             inputs.push(match element {
                 Element::Text(text) => Input::Text(text),
                 Element::Ids(ids) => Input::TokenIds(ids),
                 Element::Pair(first, second) => Input::Pair(first, second),
+                Element::Image(image) => image,
                 Element::Id(_) => return Err(A::Error::custom("a token id among texts or lists")),
             });
         }
@@ -232,9 +245,10 @@ impl PartialSchema for Inputs {
             ArrayBuilder::new().items(id)
         };
         let named = ObjectBuilder::new().property("text", text()).required("text");
-        let either = OneOfBuilder::new().item(text()).item(ids()).item(named);
+        let image = ObjectBuilder::new().property("image", text()).required("image");
+        let either = OneOfBuilder::new().item(text()).item(ids()).item(named).item(image);
         OneOfBuilder::new()
-            .description(Some("A text, a list of token ids of the model's vocabulary, or a list of either."))
+            .description(Some("A text, a list of token ids of the model's vocabulary, or a list of either and of images: PNG, JPEG or WebP in base64, or a data URL."))
             .item(text())
             .item(ids())
             .item(ArrayBuilder::new().items(either))
@@ -265,6 +279,7 @@ mod tests {
         assert_eq!(parse(r#"["a",[7]]"#), Ok(vec![text("a"), Input::TokenIds(vec![7])]));
         assert_eq!(parse(r#"[["a","b"]]"#), Ok(vec![Input::Pair("a".into(), "b".into())]));
         assert_eq!(parse(r#"[{"text":"a"},"b"]"#), Ok(vec![text("a"), text("b")]));
+        assert_eq!(parse(r#"[{"image":"AAE="}]"#), Ok(vec![Input::Image(vec![0, 1].into())]));
         assert_eq!(parse("[]"), Ok(vec![]));
         assert_eq!(parse(r#""é\u0000""#), Ok(vec![text("é\0")]));
     }
@@ -290,10 +305,16 @@ mod tests {
         for json in bad {
             assert!(parse(json).is_err(), "{json}");
         }
-        for json in [r#"[{"image":"b64"}]"#, r#"[{"text":"a","image":"b"}]"#, r#"[{"text":7}]"#, "[{}]"] {
+        for json in [
+            r#"[{"image":"b,64"}]"#,
+            r#"[{"text":"a","image":"AAAA"}]"#,
+            r#"[["a",{"image":"AAAA"}]]"#,
+            r#"[{"text":7}]"#,
+            "[{}]",
+        ] {
             assert!(parse(json).is_err(), "{json}");
         }
-        assert!(parse(r#"[{"image":"b64"}]"#).unwrap_err().contains("`image`"));
+        assert!(parse(r#"[{"image":"b,64"}]"#).unwrap_err().contains("`image`"));
         assert!(parse("[4294967296]").unwrap_err().contains("token id below"));
     }
 

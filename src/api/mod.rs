@@ -2,12 +2,15 @@
 //!
 //! One file or folder per protocol (`app`, `cohere`, `openai`, `oip`, `rank`, `tei`, `tfs`), one for the routes operators and probes use (`health`),
 //! one for the document of all of them (`docs`). What they share: `body` reads and checks a request,
-//! `inputs` is the text-or-token-ids field, `forms` are those of embeddings, `write` makes JSON of floats, `status`
+//! `inputs` is the text-or-token-ids field, `tensors` are models' named ones, `forms` are those of embeddings, `write` makes JSON of floats, `status`
 //! turns an error into an answer, `negotiate` reads what a client accepts, `compress` are bodies' codings, `observe` is
 //! the outermost layer, `internal` sends what the process asks itself.
 
 pub mod app;
 pub mod docs;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod internal;
 pub mod status;
 pub mod write;
@@ -17,6 +20,7 @@ mod cohere;
 mod compress;
 mod forms;
 mod health;
+mod images;
 mod inputs;
 mod negotiate;
 mod observe;
@@ -26,6 +30,7 @@ mod phases;
 mod prompts;
 mod rank;
 mod tei;
+mod tensors;
 mod tfs;
 
 use std::sync::Arc;
@@ -35,6 +40,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::Response;
 
 use crate::inference::keep::Keeper;
 use crate::jobs::batch::Batches;
@@ -167,6 +173,6 @@ async fn no_route(request: Request) -> Fault {
     Fault::NoRoute { path: request.uri().path().to_string() }
 }
 
-async fn method_not_allowed(request: Request) -> Fault {
-    Fault::MethodNotAllowed { method: request.method().to_string(), path: request.uri().path().to_string() }
+async fn method_not_allowed(request: Request) -> Response {
+    tfs::method_not_allowed(&request)
 }

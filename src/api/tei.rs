@@ -3,6 +3,7 @@
 pub mod heads;
 mod pipeline;
 pub mod tokens;
+pub mod vertex;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -15,12 +16,14 @@ use utoipa::ToSchema;
 use super::body::Call;
 use super::docs::Refusals;
 use super::forms::{self, Dtype, EncodingFormat, Form};
+use super::images::to_base64;
 use super::inputs::{Inputs, check_count, renamed};
 use super::negotiate::{self, Media};
 use super::phases::{Served, attach};
 use super::status::{Fault, Kind};
 use super::{ApiState, body, write};
 use crate::model::ModelInfo;
+use crate::model::signature::Modality;
 use crate::request::{Input, Request as Embed, Task, TaskParams, Truncation, TruncationDirection};
 use crate::{Error, Result};
 
@@ -29,6 +32,7 @@ pub fn routes() -> Router<ApiState> {
     Router::new()
         .route("/", post(main_task))
         .route("/invocations", post(main_task))
+        .route("/vertex", post(vertex::vertex))
         .route("/embed", post(embed))
         .route("/embed_all", post(heads::embed_all))
         .route("/embed_sparse", post(heads::embed_sparse))
@@ -48,6 +52,15 @@ pub enum Direction {
     #[default]
     #[serde(alias = "right")]
     Right,
+}
+
+/// An embedding, as `encoding_format` has it written.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code)]
+enum EmbeddingForm {
+    Numbers(Vec<f32>),
+    Base64(String),
 }
 
 /// Cut only on demand: without `truncate` a text that is too long is refused, not silently altered.
@@ -75,6 +88,9 @@ pub struct EmbedBody {
     #[schema(default = false)]
     pub truncate: Option<bool>,
     pub truncation_direction: Option<Direction>,
+    /// Ours: read an input that is longer than the model takes in chunks that share so many tokens, and answer the mean
+    /// of their embeddings.
+    pub chunk_overlap: Option<usize>,
     /// One of the model's prompts, put before every text.
     pub prompt_name: Option<String>,
     /// Keep the first so many values of each embedding.
@@ -95,7 +111,7 @@ pub struct EmbedBody {
         ("token ids, raw" = (value = json!({"inputs": [[101, 102], [101, 103, 102]], "normalize": false, "dimensions": 8}))),
         ("one bit a value" = (value = json!({"inputs": ["w1 w2", "w3"], "dtype": "ubinary", "encoding_format": "base64"}))),
     )),
-    responses((status = 200, body = Vec<Vec<f32>>, description = "One embedding an input, in their order"), Refusals),
+    responses((status = 200, body = Vec<EmbeddingForm>, description = "One embedding an input, in their order"), Refusals),
 )]
 pub async fn embed(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
     let media = negotiate::media(request.headers())?;
@@ -109,7 +125,7 @@ async fn embed_call(state: &ApiState, call: Call<EmbedBody>, media: Media) -> Re
         task: Task::Embed,
         normalize: Some(body.normalize.unwrap_or(true)),
         dimensions: body.dimensions,
-        truncation: truncation(body.truncate, body.truncation_direction),
+        truncation: truncation(body.truncate, body.truncation_direction).or_chunks(body.chunk_overlap)?,
         prompt_name: body.prompt_name,
     };
     let form = Form::of(body.encoding_format, body.dtype, None)?;
@@ -218,6 +234,15 @@ pub struct MainTaskBody {
     rest: serde_json::Map<String, serde_json::Value>,
 }
 
+impl MainTaskBody {
+    /// The body as it would be with the image in it: clients of the Hugging Face inference API send the bare file.
+    fn of_image(info: &ModelInfo, file: &[u8]) -> Self {
+        let file = to_base64(file);
+        let inputs = if info.main_task() == Task::Embed { json!([{"image": file}]) } else { json!(file) };
+        Self { inputs, parameters: None, rest: serde_json::Map::new() }
+    }
+}
+
 /// The model's main task: an embedding, or a similarity where `inputs` has a `source_sentence`.
 ///
 /// Clients that are given only a base URL post here; `/invocations` is the same for SageMaker.
@@ -231,8 +256,12 @@ pub struct MainTaskBody {
 )]
 pub async fn main_task(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
     let media = negotiate::media(request.headers())?;
-    let call = body::read::<MainTaskBody>(&state, request).await?;
     let info = state.engine.model(None)?;
+    if info.signature.takes(Modality::Image) && body::may_be_image(request.headers()) {
+        let (file, call) = body::receive(&state, request).await?.split();
+        return main_task_call(&state, &info, call.with(MainTaskBody::of_image(&info, &file)), media).await;
+    }
+    let call = body::read::<MainTaskBody>(&state, request).await?;
     main_task_call(&state, &info, call, media).await
 }
 
@@ -258,7 +287,7 @@ async fn main_task_call(
         Task::Classify if rest.contains_key("query") => {
             heads::rerank_call(state, call.with(body::of_value(rest.into())?)).await
         }
-        Task::Classify if !is_pipeline => {
+        Task::Classify if !is_pipeline && !info.signature.takes(Modality::Image) => {
             rest.insert("inputs".to_string(), inputs);
             heads::predict_call(state, call.with(body::of_value(rest.into())?)).await
         }

@@ -79,15 +79,30 @@ pub fn push_values(out: &mut Vec<u8>, values: &[f32]) -> Result<()> {
     Ok(())
 }
 
-/// Appends `[[..],[..]]`, one list a row. Errors: those of [`push_floats`].
-pub fn push_rows(out: &mut Vec<u8>, rows: &[impl Deref<Target = [f32]>]) -> Result<()> {
-    out.push(b'[');
-    for (i, row) in rows.iter().enumerate() {
+/// Appends items with commas between them. Errors: those of `push`.
+pub fn push_joined<T>(
+    out: &mut Vec<u8>,
+    items: impl IntoIterator<Item = T>,
+    push: impl Fn(&mut Vec<u8>, T) -> Result<()>,
+) -> Result<()> {
+    for (i, item) in items.into_iter().enumerate() {
         if i > 0 {
             out.push(b',');
         }
-        push_floats(out, row)?;
+        push(out, item)?;
     }
+    Ok(())
+}
+
+/// Appends the digits of a whole number.
+pub fn push_int(out: &mut Vec<u8>, int: i64) {
+    out.extend_from_slice(int.to_string().as_bytes());
+}
+
+/// Appends `[[..],[..]]`, one list a row. Errors: those of [`push_floats`].
+pub fn push_rows(out: &mut Vec<u8>, rows: &[impl Deref<Target = [f32]>]) -> Result<()> {
+    out.push(b'[');
+    push_joined(out, rows, |out, row| push_floats(out, row))?;
     out.push(b']');
     Ok(())
 }

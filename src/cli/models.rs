@@ -272,7 +272,7 @@ fn check(entry: &ModelEntry, version: u64) -> Result<String> {
         Layout::Manifest(_) => format!("checksums of {} right", HumanBytes(num_bytes)),
         Layout::Versions | Layout::Folder | Layout::File => "no checksums (no manifest)".to_string(),
     };
-    let (name, architecture, hidden) = (&entry.name, &info.architecture, info.hidden_size);
+    let (name, architecture, hidden) = (&entry.name, &info.architecture, info.dimensions);
     Ok(format!("{name} version {version}: {checksums}; {architecture}, {hidden} dimensions, computes"))
 }
 

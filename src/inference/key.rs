@@ -45,8 +45,8 @@ impl Form {
     /// `None` for parameters that this model does not take: the engine says what is wrong with them.
     pub fn of(info: &ModelInfo, params: &TaskParams) -> Option<Self> {
         let TaskParams { task, normalize, dimensions, truncation, prompt_name } = params;
-        let dimensions = dimensions.unwrap_or(info.hidden_size);
-        if dimensions == 0 || dimensions > info.hidden_size || !info.does(task) {
+        let dimensions = dimensions.unwrap_or(info.dimensions);
+        if dimensions == 0 || dimensions > info.dimensions || !info.does(task) {
             return None;
         }
         let row_len = match task {
@@ -84,7 +84,11 @@ impl Form {
             Truncation::Refuse => 0,
             Truncation::Cut(TruncationDirection::Left) => 1,
             Truncation::Cut(TruncationDirection::Right) => 2,
+            Truncation::Chunk { .. } => 3,
         }]);
+        if let Truncation::Chunk { overlap } = truncation {
+            write(&(*overlap as u64).to_le_bytes());
+        }
         write(&[u8::from(prompt.is_some())]);
         part(&mut write, prompt.map_or(&[], |prompt| prompt.as_bytes()));
         Some(Self { digest: *hasher.finalize().as_bytes(), row_len })
@@ -197,6 +201,7 @@ mod tests {
             dtype: "f32".into(),
             device: "cpu".into(),
             hidden_size: 8,
+            dimensions: 8,
             vocab_size: 100,
             max_seq_len: 64,
             signature: Default::default(),
@@ -221,6 +226,7 @@ mod tests {
     fn everything_that_decides_a_result_is_in_its_name() {
         let plain = TaskParams::default;
         let cut = |direction| TaskParams { truncation: Truncation::Cut(direction), ..plain() };
+        let chunks = |overlap| TaskParams { truncation: Truncation::Chunk { overlap }, ..plain() };
         let prompt = |name: &str| TaskParams { prompt_name: Some(name.into()), ..plain() };
         let filler = ModelInfo { task: "fill_mask".into(), ..info() };
         let fill = |top_k, targets| TaskParams { task: Task::FillMask { top_k, targets }, ..plain() };
@@ -241,6 +247,8 @@ mod tests {
             key(&info(), TaskParams { dimensions: Some(4), ..plain() }),
             key(&info(), cut(TruncationDirection::Left)),
             key(&info(), cut(TruncationDirection::Right)),
+            key(&info(), chunks(0)),
+            key(&info(), chunks(8)),
             key(&info(), prompt("query")),
             key(&info(), prompt("doc")),
             Form::of(&info(), &plain()).unwrap().key(&Input::Text("b".into())),

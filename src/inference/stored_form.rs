@@ -86,12 +86,15 @@ pub fn parameters_of(params: &TaskParams) -> serde_json::Value {
         object.insert("prompt_name".to_string(), name.as_str().into());
     }
     let truncate = match params.truncation {
-        Truncation::Refuse => None,
+        Truncation::Refuse | Truncation::Chunk { .. } => None,
         Truncation::Cut(TruncationDirection::Right) => Some("right"),
         Truncation::Cut(TruncationDirection::Left) => Some("left"),
     };
     if let Some(truncate) = truncate {
         object.insert("truncate".to_string(), truncate.into());
+    }
+    if let Truncation::Chunk { overlap } = params.truncation {
+        object.insert("chunk_overlap".to_string(), overlap.into());
     }
     serde_json::Value::Object(object)
 }
@@ -105,7 +108,10 @@ pub fn params_of(parameters: &serde_json::Value) -> TaskParams {
     let truncation = match parameters["truncate"].as_str() {
         Some("right") => Truncation::Cut(TruncationDirection::Right),
         Some("left") => Truncation::Cut(TruncationDirection::Left),
-        _ => Truncation::Refuse,
+        _ => match parameters["chunk_overlap"].as_u64().and_then(|n| usize::try_from(n).ok()) {
+            Some(overlap) => Truncation::Chunk { overlap },
+            None => Truncation::Refuse,
+        },
     };
     let targets = || parameters["targets"].as_array().map(|ids| ids.iter().filter_map(id).collect());
     let task = match parameters["task"].as_str() {
@@ -158,6 +164,8 @@ mod tests {
             prompt_name: Some("query".into()),
         };
         assert_eq!(params_of(&parameters_of(&params)), params);
+        let chunks = TaskParams { truncation: Truncation::Chunk { overlap: 16 }, ..TaskParams::default() };
+        assert_eq!(params_of(&parameters_of(&chunks)), chunks);
         assert_eq!(params_of(&parameters_of(&TaskParams::default())), TaskParams::default());
         assert_eq!(parameters_of(&TaskParams::default()), serde_json::json!({}));
     }

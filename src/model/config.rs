@@ -349,6 +349,21 @@ pub(super) fn lookup_activation(name: &str, file: &Path) -> Result<Activation> {
     lookup(&ACTIVATIONS, "activation", name, file)
 }
 
+/// PyTorch's modules of activation, by the last word of their path.
+const MODULE_ACTIVATIONS: [(&str, Activation); 5] = [
+    ("Identity", Activation::None),
+    ("Tanh", Activation::Tanh),
+    ("ReLU", Activation::Relu),
+    ("GELU", Activation::Gelu),
+    ("SiLU", Activation::Silu),
+];
+
+/// The activation of a PyTorch module's path, `torch.nn.modules.activation.Tanh`. Errors: [`Error::ModelFile`] naming
+/// those supported.
+pub(super) fn lookup_module_activation(path: &str, file: &Path) -> Result<Activation> {
+    lookup(&MODULE_ACTIVATIONS, "activation", path.rsplit('.').next().unwrap_or_default(), file)
+}
+
 /// Reads a JSON file. Errors: [`Error::ModelFile`] naming it and the fault's place.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     let text = std::fs::read_to_string(path).map_err(|e| file_error(path, e))?;

@@ -19,12 +19,13 @@ pub(super) struct EmbedBackend {
     pub name: ModelName,
     pub vocab_size: usize,
     pub max_seq_len: usize,
-    pub hidden_size: usize,
+    /// Values of a vector, as [`super::ModelInfo::dimensions`].
+    pub dimensions: usize,
 }
 
 impl Backend for EmbedBackend {
     fn launch(&self, batch: PackedInput) -> Result<Box<dyn InFlight>> {
-        batch.check(self.vocab_size, self.max_seq_len, self.hidden_size)?;
+        batch.check(self.vocab_size, self.max_seq_len, self.dimensions)?;
         let total = batch.total_tokens();
         let PackedInput { input_ids, token_type_ids, cu_seqlens, rows, .. } = batch;
         let vectors: Option<Vec<RowSpec>> = rows.iter().map(Wanted::vector).collect();
@@ -41,7 +42,7 @@ impl Backend for EmbedBackend {
             let hidden = self.trunk.forward(&input_ids, token_type_ids.as_ref(), &cu_seqlens)?;
             let name = self.name.clone();
             Ok(match (&self.head, vectors) {
-                (Head::Vectors(pooling), Some(rows)) => {
+                (Head::Vectors { pooling, steps }, Some(rows)) if steps.is_empty() => {
                     Box::new(Pooled { pooled: pool(&hidden, &cu_seqlens, *pooling, &rows)?, rows, name })
                 }
                 (head, _) => Box::new(Headed { rows: head.rows(&hidden, &cu_seqlens, &ids, &rows)?, name }),
@@ -96,9 +97,9 @@ impl InFlight for Pooled {
 }
 
 /// A batch whose rows are on the host already.
-struct Headed {
-    rows: Rows,
-    name: ModelName,
+pub(super) struct Headed {
+    pub rows: Rows,
+    pub name: ModelName,
 }
 
 impl InFlight for Headed {

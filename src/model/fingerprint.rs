@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use super::judge::Question;
 use super::manifest::ModelSpec;
 use super::pack::Pooling;
 use super::weights::file_error;
@@ -23,6 +24,8 @@ pub(super) struct Facts<'a> {
     pub device: &'a str,
     pub pooling: Pooling,
     pub max_seq_len: usize,
+    /// What a causal language model is asked.
+    pub question: Option<&'a Question>,
 }
 
 /// 32 hexadecimal digits of BLAKE3 over the facts and the identity of every file that the model is read from: the
@@ -46,6 +49,9 @@ pub(super) fn fingerprint(spec: &ModelSpec, tokenizer: &Path, facts: &Facts) -> 
     part(facts.device.split(':').next().unwrap_or_default());
     part(&format!("{:?}", facts.pooling));
     part(&facts.max_seq_len.to_string());
+    if let Some(question) = facts.question {
+        part(&format!("{question:?}"));
+    }
     for (name, path) in files(spec, tokenizer)? {
         part(&name);
         match spec.checksums.get(&name) {
@@ -67,7 +73,10 @@ fn files(spec: &ModelSpec, tokenizer: &Path) -> Result<BTreeMap<String, PathBuf>
     let has_ending = |path: &Path, endings: &[&str]| {
         path.extension().is_some_and(|ending| endings.iter().any(|known| ending.eq_ignore_ascii_case(known)))
     };
-    let counts = |path: &Path| has_ending(path, &CONFIGS) || (spec.weights.is_empty() && has_ending(path, &WEIGHTS));
+    // A module's weights are never among the spec's.
+    let counts = |path: &Path, is_module: bool| {
+        has_ending(path, &CONFIGS) || ((is_module || spec.weights.is_empty()) && has_ending(path, &WEIGHTS))
+    };
     let mut folders = vec![spec.dir.clone()];
     while let Some(folder) = folders.pop() {
         for path in super::repository::read_dir(&folder)? {
@@ -79,7 +88,7 @@ fn files(spec: &ModelSpec, tokenizer: &Path) -> Result<BTreeMap<String, PathBuf>
                 && name.contains('_')
             {
                 folders.push(path);
-            } else if path.is_file() && counts(&path) {
+            } else if path.is_file() && counts(&path, folder != spec.dir) {
                 add(path);
             }
         }
@@ -101,8 +110,14 @@ fn content(path: &Path) -> Result<String> {
 mod tests {
     use super::*;
 
-    const FACTS: Facts =
-        Facts { architecture: "bert", dtype: "f32", device: "cpu", pooling: Pooling::Mean, max_seq_len: 256 };
+    const FACTS: Facts = Facts {
+        architecture: "bert",
+        dtype: "f32",
+        device: "cpu",
+        pooling: Pooling::Mean,
+        max_seq_len: 256,
+        question: None,
+    };
 
     fn write(dir: &Path, name: &str, text: &str) {
         let path = dir.join(name);
@@ -111,7 +126,9 @@ mod tests {
     }
 
     fn model(dir: &Path) -> ModelSpec {
-        for name in ["model.safetensors", "config.json", "tokenizer.json", "1_Pooling/config.json"] {
+        for name in
+            ["model.safetensors", "config.json", "tokenizer.json", "1_Pooling/config.json", "2_Dense/model.safetensors"]
+        {
             write(dir, name, name);
         }
         ModelSpec::bare("m", dir)
@@ -128,7 +145,9 @@ mod tests {
         let first = of(&spec, &FACTS);
         assert_eq!(first.len(), 32);
         assert_eq!(of(&model(copy.path()), &FACTS), first);
-        for name in ["model.safetensors", "config.json", "tokenizer.json", "1_Pooling/config.json"] {
+        for name in
+            ["model.safetensors", "config.json", "tokenizer.json", "1_Pooling/config.json", "2_Dense/model.safetensors"]
+        {
             write(dir.path(), name, "changed");
             assert_ne!(of(&spec, &FACTS), first, "{name}");
             write(dir.path(), name, name);
@@ -137,7 +156,9 @@ mod tests {
         write(dir.path(), "2/config.json", "another version's");
         assert_eq!(of(&spec, &FACTS), first);
         assert_eq!(of(&spec, &Facts { device: "cuda:1", ..FACTS }), of(&spec, &Facts { device: "cuda:0", ..FACTS }));
+        let question = Question::default();
         for other in [
+            Facts { question: Some(&question), ..FACTS },
             Facts { dtype: "f16", ..FACTS },
             Facts { device: "cuda:0", ..FACTS },
             Facts { pooling: Pooling::Cls, ..FACTS },

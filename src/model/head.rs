@@ -22,32 +22,48 @@ pub(super) struct Projection {
     pub out: Linear,
 }
 
-/// One transformation of vectors, [m, hidden_size] to [m, hidden_size].
+/// One transformation of vectors, [m, in_features] to [m, out_features].
 pub(super) enum Step {
     Linear(Linear),
     Norm(AddLayerNorm),
+    /// Each vector to length 1.
+    Normalize,
+}
+
+/// One step after another. Shapes: `x` [m, in_features of the first]. Returns [m, out_features of the last] f32.
+fn through(steps: &[Step], x: &Tensor) -> Result<Tensor> {
+    let mut x = x.clone();
+    for step in steps {
+        x = match step {
+            Step::Linear(linear) => linear.forward(&x)?,
+            Step::Norm(norm) => norm.forward(&x, None)?,
+            Step::Normalize => normalise(&x)?,
+        };
+    }
+    Ok(x)
 }
 
 impl Projection {
     /// Shapes: `x` [m, hidden_size]. Returns [m, out_features] f32.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut x = x.clone();
-        for step in &self.steps {
-            x = match step {
-                Step::Linear(linear) => linear.forward(&x)?,
-                Step::Norm(norm) => norm.forward(&x, None)?,
-            };
-        }
-        self.out.forward(&x)
+        self.out.forward(&through(&self.steps, x)?)
     }
+}
+
+/// Which vector of a sequence its scores are of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ScoredAt {
+    Pooled(Pooling),
+    /// The last token that is not this one; the first where all are.
+    LastBut(u32),
 }
 
 /// The head of a model.
 pub(super) enum Head {
-    /// The hidden states themselves, pooled or token by token.
-    Vectors(Pooling),
+    /// The hidden states themselves, token by token, or pooled and then taken through these steps.
+    Vectors { pooling: Pooling, steps: Vec<Step> },
     /// Scores of a sequence, from one vector of it.
-    Scores { pooling: Pooling, projection: Projection },
+    Scores { at: ScoredAt, projection: Projection },
     /// Scores of each token.
     TokenScores(Projection),
     /// Scores of all tokens of the vocabulary, at each token.
@@ -66,11 +82,19 @@ impl Head {
     /// Errors: [`Error::Shape`] for a row that this head has not; the device's.
     pub fn rows(&self, hidden: &Tensor, cu_seqlens: &CuSeqlens, input_ids: &[u32], wanted: &[Wanted]) -> Result<Rows> {
         match self {
-            Self::Vectors(pooling) => vectors(hidden, cu_seqlens, *pooling, wanted),
-            Self::Scores { pooling, projection } => {
+            Self::Vectors { pooling, steps } => vectors(hidden, cu_seqlens, *pooling, steps, wanted),
+            Self::Scores { at, projection } => {
                 all_are(wanted, |w| matches!(w, Wanted::Scores))?;
-                let row = RowSpec { normalize: false, dimensions: hidden.dim(1)? };
-                let pooled = pool(hidden, cu_seqlens, *pooling, &vec![row; wanted.len()])?;
+                let pooled = match *at {
+                    ScoredAt::Pooled(pooling) => {
+                        let row = RowSpec { normalize: false, dimensions: hidden.dim(1)? };
+                        pool(hidden, cu_seqlens, pooling, &vec![row; wanted.len()])?
+                    }
+                    ScoredAt::LastBut(pad_id) => {
+                        let last = last_but(pad_id, input_ids, cu_seqlens);
+                        hidden.index_select(&Tensor::new(last, hidden.device())?, 0)?
+                    }
+                };
                 let scores = projection.forward(&pooled)?;
                 let lens = vec![1; wanted.len()];
                 by_sequence(&scores, &lens)
@@ -105,24 +129,62 @@ impl Head {
     }
 }
 
-/// Vectors of sequences and of their tokens, side by side.
-fn vectors(hidden: &Tensor, cu_seqlens: &CuSeqlens, pooling: Pooling, wanted: &[Wanted]) -> Result<Rows> {
+/// Vectors of sequences and of their tokens, side by side. The steps are for the first.
+fn vectors(
+    hidden: &Tensor,
+    cu_seqlens: &CuSeqlens,
+    pooling: Pooling,
+    steps: &[Step],
+    wanted: &[Wanted],
+) -> Result<Rows> {
     all_are(wanted, |w| matches!(w, Wanted::Vector(_) | Wanted::TokenVectors))?;
-    // Where tokens' vectors are wanted, the pooled one is made for one value and thrown away.
-    let unused = RowSpec { normalize: false, dimensions: 1 };
-    let specs: Vec<RowSpec> = wanted.iter().map(|w| w.vector().unwrap_or(unused)).collect();
-    let pooled = host(&pool(hidden, cu_seqlens, pooling, &specs)?)?;
     let width = hidden.dim(1)?;
-    let all = host(hidden)?;
+    let (pooled, pooled_width) = if steps.is_empty() {
+        // Where tokens' vectors are wanted, the pooled one is made for one value and thrown away.
+        let unused = RowSpec { normalize: false, dimensions: 1 };
+        let specs: Vec<RowSpec> = wanted.iter().map(|w| w.vector().unwrap_or(unused)).collect();
+        (host(&pool(hidden, cu_seqlens, pooling, &specs)?)?, width)
+    } else {
+        // What is asked of a row is asked of the last step's vector.
+        let whole = RowSpec { normalize: false, dimensions: width };
+        let vectors = through(steps, &pool(hidden, cu_seqlens, pooling, &vec![whole; wanted.len()])?)?;
+        (host(&vectors)?, vectors.dim(1)?)
+    };
+    let any_tokens = wanted.iter().any(|w| w.vector().is_none());
+    let all = if any_tokens { host(hidden)? } else { Vec::new() };
     let mut rows = Rows::with_capacity(wanted.len(), pooled.len());
     for (i, (range, wanted)) in cu_seqlens.ranges().zip(wanted).enumerate() {
         match wanted.vector() {
-            Some(row) => rows.values.extend_from_slice(&pooled[i * width..][..row.dimensions]),
+            Some(row) => {
+                let start = rows.values.len();
+                rows.values.extend_from_slice(&pooled[i * pooled_width..][..row.dimensions]);
+                if row.normalize && !steps.is_empty() {
+                    crate::ops::pool::normalise(&mut rows.values[start..]);
+                }
+            }
             None => rows.values.extend_from_slice(&all[range.start * width..range.end * width]),
         }
         rows.offsets.push(rows.values.len());
     }
     Ok(rows)
+}
+
+/// Each row to length 1. Shapes: `x` [m, n].
+fn normalise(x: &Tensor) -> Result<Tensor> {
+    let (num_rows, width) = x.dims2()?;
+    let mut values = host(x)?;
+    values.chunks_exact_mut(width.max(1)).for_each(crate::ops::pool::normalise);
+    Ok(Tensor::from_vec(values, (num_rows, width), x.device())?)
+}
+
+/// The place in the batch of each sequence's last token that is no padding. transformers takes the first token of a
+/// sequence that is all padding.
+fn last_but(pad_id: u32, input_ids: &[u32], cu_seqlens: &CuSeqlens) -> Vec<u32> {
+    let last = |range: std::ops::Range<usize>| {
+        let from_end = input_ids[range.clone()].iter().rposition(|id| *id != pad_id);
+        (range.start + from_end.unwrap_or(0)) as u32
+    };
+    cu_seqlens.ranges().map(last).collect()
 }
 
 /// `log(1 + relu(x))` of each token's scores, the largest over the sequence. The function rises, so the largest is found

@@ -120,7 +120,9 @@ pub(super) fn install_version(
         rename(&whole, &home)?;
         return Ok(Installed { name: name.to_string(), version: 1, dir: home.join("1"), new: true });
     };
-    if let Some((&version, _)) = manifest.versions.iter().find(|(_, v)| v.files == entry.files && v.layers == entry.layers) {
+    if let Some((&version, _)) =
+        manifest.versions.iter().find(|(_, v)| v.files == entry.files && v.layers == entry.layers)
+    {
         remove_if_there(staging)?;
         return Ok(Installed { name: name.to_string(), version, dir: home.join(version.to_string()), new: false });
     }
@@ -246,7 +248,14 @@ fn copy(folder: &Path, staging: &Path, chosen: &Chosen) -> Result<()> {
 pub(super) fn task_of(dir: &Path) -> Result<String> {
     let sentence = SentenceConfig::read(dir)?;
     let head = HeadConfig::read(&sentence.transformer_dir)?;
-    Ok(if sentence.is_sparse { "sparse" } else { head.task().unwrap_or(TASKS[0]) }.to_string())
+    Ok(match &sentence {
+        SentenceConfig { is_sparse: true, .. } => "sparse",
+        SentenceConfig { answers: Some(_), .. } => "rerank",
+        // Embedding models are often published with the class they were trained as.
+        SentenceConfig { pooling: Some(_), .. } => TASKS[0],
+        _ => head.task().unwrap_or(TASKS[0]),
+    }
+    .to_string())
 }
 
 /// The path with a suffix to its last name; `with_extension` would cut a version off it.

@@ -11,15 +11,16 @@ use super::config::{Architecture, EncoderConfig, read_json_if_there};
 use super::embed::EmbedBackend;
 use super::encode::Encoder;
 use super::fingerprint::{Facts, fingerprint};
-use super::head_weights;
+use super::head_weights::{self, HeadSpec};
+use super::judge::{self, Answers};
 use super::labels::HeadConfig;
 use super::manifest::{Dtype, ModelSpec};
 use super::names;
 use super::pack::Pooling;
-use super::sentence::SentenceConfig;
+use super::sentence::{SentenceConfig, VectorModule, check_widths};
 use super::signature::Signature;
 use super::weights::{Format, Weights, file_error};
-use super::{Backend, LoadedModel, ModelInfo, Placed, tensors, tokenizer, trunk};
+use super::{Backend, LoadedModel, ModelInfo, Placed, tensors, tokenizer, trunk, vision};
 use crate::ops::device;
 use crate::{Error, Result};
 
@@ -62,15 +63,19 @@ fn load_on(spec: &ModelSpec, devices: &[Device], placement: &Placement) -> Resul
     if spec.task == "infer" {
         return tensors::load(spec, devices);
     }
-    let Described { info, encoder, weights, config } = described(spec, devices)?;
+    if let Some(vision) = vision::load::describe(spec, devices)? {
+        return vision.load(devices);
+    }
+    let described = described(spec, devices)?;
     let mut backends = Vec::with_capacity(devices.len());
     for device in devices {
         // The kernels' weights are cast on the way: they are read on the CPU.
-        let read_on = if half_type(spec, device).is_some() { &Device::Cpu } else { device };
-        let weights = weights.on(read_on);
-        let backend = backend(spec, device, placement, &weights, &config, &info, encoder.mask_id())?;
+        let on_engine = half_type(spec, device, &described.modules).is_some();
+        let weights = described.weights.on(if on_engine { &Device::Cpu } else { device });
+        let backend = backend(spec, device, placement, &weights, &described)?;
         backends.push(Placed { device: device::name(device), backend });
     }
+    let Described { info, encoder, .. } = described;
     Ok(LoadedModel { info: Arc::new(info), encoder: Arc::new(encoder), backends })
 }
 
@@ -82,6 +87,9 @@ pub fn describe(spec: &ModelSpec, devices: &[Device]) -> Result<(Arc<ModelInfo>,
     if spec.task == "infer" {
         return tensors::describe(spec, devices);
     }
+    if let Some(vision) = vision::load::describe(spec, devices)? {
+        return Ok((Arc::new(vision.info), Arc::new(vision.encoder)));
+    }
     let Described { info, encoder, .. } = described(spec, devices)?;
     Ok((Arc::new(info), Arc::new(encoder)))
 }
@@ -92,6 +100,11 @@ struct Described {
     encoder: Encoder,
     weights: Weights,
     config: EncoderConfig,
+    head: HeadConfig,
+    config_file: PathBuf,
+    /// What pooled vectors go through.
+    modules: Vec<VectorModule>,
+    answers: Option<Answers>,
 }
 
 fn described(spec: &ModelSpec, devices: &[Device]) -> Result<Described> {
@@ -125,12 +138,21 @@ fn described(spec: &ModelSpec, devices: &[Device]) -> Result<Described> {
         None => gguf_pooling(&weights)?.unwrap_or(Pooling::Mean),
     };
     let head = HeadConfig::read(&sentence.transformer_dir)?;
-    let labels = labels(spec, &head, &sentence, &weights)?;
+    let judged = judge::of(spec, &sentence, &head, &config, &tokenizer, &tokenizer_file)?;
+    let (question, answers) = judged.map_or((None, None), |(question, answers)| (Some(question), Some(answers)));
+    let labels = match answers {
+        None => labels(spec, &head, &sentence, &weights)?,
+        Some(_) => vec!["LABEL_0".to_string()],
+    };
+    check_widths(&sentence.modules, config.hidden_size)?;
+    let dimensions = sentence.out_features().unwrap_or(config.hidden_size);
     let (prompts, default_prompt) = prompts(spec, sentence.prompts, sentence.default_prompt)?;
     // The same on all of them: it depends on the spec and on the kind of device.
-    let dtype = devices.first().map_or("f32", |device| dtype_name(spec, device));
+    let dtype = devices.first().map_or("f32", |device| dtype_name(spec, device, &sentence.modules));
     let device_names = device::names(devices);
-    let facts = Facts { architecture: &architecture, dtype, device: &device_names, pooling, max_seq_len };
+    let question_of = question.as_ref();
+    let device = &device_names;
+    let facts = Facts { architecture: &architecture, dtype, device, pooling, max_seq_len, question: question_of };
     let info = ModelInfo {
         name: spec.name.clone(),
         version: spec.version.clone(),
@@ -142,6 +164,7 @@ fn described(spec: &ModelSpec, devices: &[Device]) -> Result<Described> {
         dtype: dtype.to_string(),
         device: device_names,
         hidden_size: config.hidden_size,
+        dimensions,
         vocab_size: config.vocab_size,
         max_seq_len,
         signature: Signature::default(),
@@ -153,7 +176,12 @@ fn described(spec: &ModelSpec, devices: &[Device]) -> Result<Described> {
         created: modified(weights.path()),
     };
     let encoder = Encoder::new(tokenizer, max_seq_len, config.vocab_size);
-    Ok(Described { info, encoder, weights, config })
+    let encoder = match question {
+        None => encoder,
+        Some(question) => encoder.asking(question).map_err(|reason| file_error(&tokenizer_file, reason))?,
+    };
+    let config_file = sentence.transformer_dir.join("config.json");
+    Ok(Described { info, encoder, weights, config, head, config_file, modules: sentence.modules, answers })
 }
 
 /// How a model takes its place on a device.
@@ -177,15 +205,17 @@ impl Default for Placement {
 
 /// What the engine's kernels compute this model in: f16 unless the spec says otherwise; `None` where f32 is asked for
 /// or the device is no CUDA device.
-fn half_type(spec: &ModelSpec, device: &Device) -> Option<Dtype> {
+fn half_type(spec: &ModelSpec, device: &Device, modules: &[VectorModule]) -> Option<Dtype> {
     let dtype = spec.dtype.unwrap_or(Dtype::F16);
-    // The kernels have no head but pooling: other tasks are computed by candle's ops on the device.
-    (device.is_cuda() && dtype != Dtype::F32 && spec.task == "embed").then_some(dtype)
+    // The kernels have no head but pooling: other tasks, and modules after it, are computed by candle's ops on the
+    // device.
+    let is_pooling = spec.task == "embed" && modules.is_empty();
+    (device.is_cuda() && dtype != Dtype::F32 && is_pooling).then_some(dtype)
 }
 
 /// What the model computes in on this device.
-fn dtype_name(spec: &ModelSpec, device: &Device) -> &'static str {
-    match half_type(spec, device) {
+fn dtype_name(spec: &ModelSpec, device: &Device, modules: &[VectorModule]) -> &'static str {
+    match half_type(spec, device, modules) {
         None | Some(Dtype::F32) => "f32",
         Some(Dtype::F16) => "f16",
         Some(Dtype::Bf16) => "bf16",
@@ -198,13 +228,14 @@ fn backend(
     device: &Device,
     placement: &Placement,
     weights: &Weights,
-    config: &EncoderConfig,
-    info: &ModelInfo,
-    mask_id: Option<u32>,
+    described: &Described,
 ) -> Result<Arc<dyn Backend>> {
+    let Described { info, encoder, config, head, config_file, modules, answers, .. } = described;
     let ModelInfo { pooling, max_seq_len, .. } = *info;
     #[cfg(feature = "cuda")]
-    if let (Some(dtype), candle_core::DeviceLocation::Cuda { gpu_id }) = (half_type(spec, device), device.location()) {
+    if let (Some(dtype), candle_core::DeviceLocation::Cuda { gpu_id }) =
+        (half_type(spec, device, modules), device.location())
+    {
         use super::device_embed::{DeviceModel, supported};
         use crate::ops::cuda::HalfType;
 
@@ -220,14 +251,24 @@ fn backend(
     }
     #[cfg(not(feature = "cuda"))]
     let _ = placement;
+    let head = HeadSpec {
+        task: &info.task,
+        pooling,
+        modules,
+        num_labels: info.labels.len(),
+        mask_id: encoder.mask_id(),
+        config: head,
+        config_file,
+        answers: *answers,
+    };
     Ok(Arc::new(EmbedBackend {
         trunk: trunk::load(weights, config)?,
-        head: head_weights::read(weights, config, &info.task, pooling, info.labels.len(), mask_id)?,
+        head: head_weights::read(weights, config, &head)?,
         device: device.clone(),
         name: spec.name.clone(),
         vocab_size: config.vocab_size,
         max_seq_len,
-        hidden_size: config.hidden_size,
+        dimensions: info.dimensions,
     }))
 }
 

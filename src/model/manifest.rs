@@ -13,6 +13,11 @@
 //! [prompts]
 //! query = "query: "
 //!
+//! [rerank]                   # of a causal language model: what it is asked, as Qwen3-Reranker has it by default
+//! true_token = "yes"
+//! false_token = "no"
+//! instruction = "Given a web search query, retrieve relevant passages that answer the query"
+//!
 //! [batching]                 # wins over [ai]
 //! max_batch_size = 64
 //! max_queue_delay = "2ms"
@@ -35,6 +40,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::judge::Question;
 use super::layers::{self, list::LayerList};
 use super::pack::Pooling;
 use super::section::{Faults, Section};
@@ -73,6 +79,8 @@ pub struct ModelSpec {
     pub dtype: Option<Dtype>,
     pub prompts: BTreeMap<String, String>,
     pub default_prompt: Option<String>,
+    /// What a causal language model is asked about a pair.
+    pub rerank: Option<Question>,
     pub licence: Option<String>,
 }
 
@@ -95,6 +103,7 @@ impl ModelSpec {
             dtype: None,
             prompts: BTreeMap::new(),
             default_prompt: None,
+            rerank: None,
             licence: None,
         }
     }
@@ -143,6 +152,8 @@ pub struct Manifest {
     pub licence: Option<String>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub prompts: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rerank: Option<Question>,
     #[serde(skip_serializing_if = "is_default")]
     pub batching: BatchingOverrides,
     /// Version number to what lies in its folder. Numbers, so that 10 comes after 9.
@@ -238,6 +249,7 @@ impl Manifest {
             dtype: self.dtype,
             prompts: self.prompts.clone(),
             default_prompt: self.default_prompt.clone(),
+            rerank: self.rerank.clone(),
             licence: self.licence.clone(),
         }
     }
@@ -262,6 +274,7 @@ fn read_manifest(mut section: Section, faults: &mut Faults) -> Manifest {
         default_prompt: section.string("default_prompt", faults),
         licence: section.string("licence", faults),
         prompts: section.strings("prompts", faults),
+        rerank: section.table("rerank", faults).map(|s| Question::read(s, faults)),
         batching: section.table("batching", faults).map_or_else(Default::default, |s| read_batching(s, faults)),
         versions: section.table("versions", faults).map_or_else(Default::default, |s| read_versions(s, faults)),
     };
@@ -270,6 +283,9 @@ fn read_manifest(mut section: Section, faults: &mut Faults) -> Manifest {
         if !manifest.prompts.is_empty() {
             faults.key(&section, "default_prompt", &format!("`{prompt}` is not one of [prompts]"));
         }
+    }
+    if manifest.rerank.is_some() && manifest.task != "rerank" {
+        faults.key(&section, "rerank", "is for task \"rerank\" alone");
     }
     if manifest.versions.is_empty() && !section.has("versions") {
         faults.key(&section, "versions", "is missing; each version folder has its [versions.N]");

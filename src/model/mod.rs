@@ -15,7 +15,9 @@ pub mod gated;
 mod head;
 mod head_weights;
 pub mod hub;
+pub mod image;
 pub mod install;
+pub mod judge;
 pub mod keras;
 pub mod labels;
 pub mod layers;
@@ -34,6 +36,7 @@ pub mod signature;
 mod tensors;
 mod tokenizer;
 pub mod trunk;
+pub mod vision;
 pub mod weights;
 
 use std::collections::BTreeMap;
@@ -156,8 +159,10 @@ pub struct ModelInfo {
     pub dtype: String,
     /// "cpu", "cuda:0"; of several devices "cuda:0,1".
     pub device: String,
-    /// Of a tensor model: the values of all its outputs.
+    /// Values of a token's vector. Of a tensor model: the values of all its outputs.
     pub hidden_size: usize,
+    /// Values of a text's vector: `hidden_size`, or what the last `Dense` module makes of them.
+    pub dimensions: usize,
     /// 1 where there are no token ids.
     pub vocab_size: usize,
     /// Longest sequence in tokens, special tokens included.
@@ -214,7 +219,7 @@ impl ModelInfo {
             Task::Sparse | Task::FillMask { .. } => Wanted::Sparse,
             Task::Infer => Wanted::Outputs,
             Task::Embed | Task::EmbedAll => {
-                Wanted::Vector(RowSpec { normalize: self.normalize, dimensions: self.hidden_size })
+                Wanted::Vector(RowSpec { normalize: self.normalize, dimensions: self.dimensions })
             }
         }
     }

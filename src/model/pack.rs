@@ -114,8 +114,10 @@ impl PackedInput {
 
     /// Checks the rules stated on the fields, once, before anything is launched.
     ///
+    /// `dimensions` are a vector's values.
+    ///
     /// Errors: [`Error::Shape`] naming the field that breaks its rule.
-    pub fn check(&self, vocab_size: usize, max_seq_len: usize, hidden_size: usize) -> Result<()> {
+    pub fn check(&self, vocab_size: usize, max_seq_len: usize, dimensions: usize) -> Result<()> {
         let shape = |operand, expected: String, got: String| Error::Shape { op: "pack", operand, expected, got };
         let total = self.total_tokens();
         if self.token_type_ids.len() != total {
@@ -142,8 +144,8 @@ impl PackedInput {
             return Err(shape("input_ids", format!("< {vocab_size}"), id.to_string()));
         }
         let mut vectors = self.rows.iter().filter_map(Wanted::vector);
-        if let Some(row) = vectors.find(|r| r.dimensions == 0 || r.dimensions > hidden_size) {
-            return Err(shape("rows.dimensions", format!("1 to {hidden_size}"), row.dimensions.to_string()));
+        if let Some(row) = vectors.find(|r| r.dimensions == 0 || r.dimensions > dimensions) {
+            return Err(shape("rows.dimensions", format!("1 to {dimensions}"), row.dimensions.to_string()));
         }
         Ok(())
     }

@@ -92,6 +92,10 @@ pub fn quantize(spec: &ModelSpec, target: Target, path: &Path) -> Result<Written
     if weights.format() != Format::Safetensors {
         return Err(fault(weights.path(), "is GGUF already; quantize the safetensors it was made from"));
     }
+    if !sentence.modules.is_empty() {
+        let file = spec.dir.join("modules.json");
+        return Err(fault(&file, "GGUF has no form for what follows the pooling but normalising"));
+    }
     let config_file = sentence.transformer_dir.join("config.json");
     let (architecture, config) = EncoderConfig::from_json(&config_file, spec.architecture.as_deref())?;
     if config.activation != Activation::Gelu {

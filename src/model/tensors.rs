@@ -91,6 +91,7 @@ fn info(spec: &ModelSpec, devices: &[Device], weights: &Weights, graph: &Graph) 
         device: &device_names,
         pooling: Pooling::Mean,
         max_seq_len: TOKENS_PER_ROW,
+        question: None,
     };
     let signature = Signature::of_tensors(inputs, outputs, TOKENS_PER_ROW);
     let encoder = signature.values.map(|values| Encoder::of_tensors(values).with_tables(tables(list, graph)));
@@ -105,6 +106,7 @@ fn info(spec: &ModelSpec, devices: &[Device], weights: &Weights, graph: &Graph) 
         dtype: "f32".to_string(),
         device: device_names,
         hidden_size,
+        dimensions: hidden_size,
         vocab_size: 1,
         max_seq_len: TOKENS_PER_ROW,
         signature,

@@ -23,6 +23,7 @@ pub mod disentangled;
 pub mod embedding;
 pub mod gated;
 mod gemm;
+pub mod image;
 pub mod linear;
 pub mod monitor;
 pub mod norm;

@@ -124,8 +124,8 @@ fn pool_one(tokens: &[f32], width: usize, pooling: Pooling, out: &mut [f32]) {
     }
 }
 
-/// Scales to length 1; the sum of squares in f64, which no f32 vector overflows.
-fn normalise(vector: &mut [f32]) {
+/// Scales to length 1; the sum of squares in f64, which no f32 vector overflows. A zero vector stays zero.
+pub fn normalise(vector: &mut [f32]) {
     let norm = vector.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
     if norm != 0.0 {
         for x in vector {

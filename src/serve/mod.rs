@@ -16,6 +16,7 @@
 
 pub mod backlog;
 pub mod batch;
+pub mod chunks;
 pub mod class;
 pub mod cost;
 pub mod dispatch;

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
 
-use super::Settings;
 use super::encoders::EncoderPool;
 use super::health::{Health, ModelHealth};
 use super::lanes::Lanes;
@@ -17,6 +16,7 @@ use super::queue::{Accepted, Gate, Push};
 use super::room::{Places, Room, background_limit};
 use super::statistics::{Statistics, Tally};
 use super::ticket::{Answer, Client, Ticket};
+use super::{Settings, chunks};
 use crate::model::encode::{Encoder, Encoding};
 use crate::model::pack::{RowSpec, Wanted};
 use crate::model::{LoadedModel, ModelInfo};
@@ -98,7 +98,10 @@ impl Served {
     /// See [`super::Engine::infer`].
     pub async fn infer(&self, request: Request, start: Instant) -> Result<Output> {
         let mut ending = Ending { metrics: &self.metrics, class: request.priority, outcome: Outcome::Cancelled };
-        let result = self.infer_uncounted(request, start).await;
+        let result = match request.params.truncation {
+            Truncation::Chunk { overlap } => self.infer_in_chunks(request, overlap, start).await,
+            _ => self.infer_uncounted(request, start).await,
+        };
         ending.outcome = outcome_of(&result);
         self.tally.ended(&result, start.elapsed());
         result
@@ -109,7 +112,7 @@ impl Served {
         Form::of(&self.info, params).map(drop)
     }
 
-    async fn infer_uncounted(&self, request: Request, start: Instant) -> Result<Output> {
+    pub(super) async fn infer_uncounted(&self, request: Request, start: Instant) -> Result<Output> {
         let Request { model: _, inputs, params, deadline, priority } = request;
         let form = Form::of(&self.info, &params)?;
         let num_inputs = inputs.len();
@@ -280,22 +283,24 @@ impl Served {
 }
 
 /// A request's parameters with nothing left to default.
-struct Form {
-    row: Wanted,
-    prompt: Option<String>,
+pub(super) struct Form {
+    pub row: Wanted,
+    pub prompt: Option<String>,
     truncation: Truncation,
 }
 
 impl Form {
-    fn of(info: &ModelInfo, params: &TaskParams) -> Result<Self> {
+    /// Errors: `Invalid` for parameters that this model does not take.
+    pub fn of(info: &ModelInfo, params: &TaskParams) -> Result<Self> {
+        chunks::check(params)?;
         let invalid = |field: &str, reason: String| Error::Invalid { field: field.to_string(), reason };
         if !info.does(&params.task) {
             let (name, does, asked) = (&info.name, &info.task, params.task.as_str());
             return Err(invalid("task", format!("model `{name}` does `{does}`, which `{asked}` is not part of")));
         }
-        let dimensions = params.dimensions.unwrap_or(info.hidden_size);
-        if dimensions == 0 || dimensions > info.hidden_size {
-            return Err(invalid("dimensions", format!("{dimensions} is not in 1 to {}", info.hidden_size)));
+        let dimensions = params.dimensions.unwrap_or(info.dimensions);
+        if dimensions == 0 || dimensions > info.dimensions {
+            return Err(invalid("dimensions", format!("{dimensions} is not in 1 to {}", info.dimensions)));
         }
         let prompt = match params.prompt_name.as_ref().or(info.default_prompt.as_ref()) {
             None => None,

@@ -8,6 +8,7 @@ name no model. Their weights are random: what is compared are forms, sums and or
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -108,8 +109,9 @@ class Rerank:
         raises(cohere.NotFoundError, lambda: self.cohere.rerank(model="another", query="a", documents=["b"]))
 
 
-def judged(binary, judge_class, record):
-    """Judges a model on a server of its own."""
+@contextlib.contextmanager
+def served(binary, judge_class):
+    """The address of a server of its own, with the model of a judge as the default one."""
     with tempfile.TemporaryDirectory() as folder:
         models, data = os.path.join(folder, "models"), os.path.join(folder, "data")
         os.mkdir(models)
@@ -124,7 +126,7 @@ def judged(binary, judge_class, record):
             manifest.write_text(text)
         assert f'task = "{judge_class.task}"' in text, text
         with started(binary, data, settings) as url:
-            return judge(url, (judge_class,), record)
+            yield url
 
 
 def main():
@@ -135,7 +137,8 @@ def main():
     failed = 0
     for judge_class in (TextClassification, TokenClassification, FillMask, Rerank):
         record = arguments.record and os.path.join(arguments.record, f"tasks-{judge_class.model}.json")
-        failed |= judged(os.path.abspath(arguments.binary), judge_class, record)
+        with served(os.path.abspath(arguments.binary), judge_class) as url:
+            failed |= judge(url, (judge_class,), record)
     return failed
 
 

@@ -87,9 +87,10 @@ class TensorFlowServing:
         assert default["inputs"]["text"]["dtype"] == "DT_STRING"
         assert [dim["size"] for dim in default["outputs"]["embedding"]["tensor_shape"]["dim"]] == ["-1", str(len(EXPECTED[0]))]
         # Each name of a signature is one that `predict` takes.
-        rows = {"DT_STRING": "x", "DT_INT64": REFERENCE["token_ids"]}
+        ids = REFERENCE["token_ids"]
+        rows = {"text": "x", "input_ids": ids, "attention_mask": [1] * len(ids), "token_type_ids": [0] * len(ids)}
         for name, signature in signatures.items():
-            instance = {key: rows[info["dtype"]] for key, info in signature["inputs"].items()}
+            instance = {key: rows[key] for key in signature["inputs"]}
             self.client.predict(signature_name=name, instances=[instance])
 
     def test_errors(self):

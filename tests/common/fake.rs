@@ -185,6 +185,7 @@ pub fn model(name: &str, max_seq_len: usize) -> (LoadedModel, Arc<Controls>) {
         dtype: "f32".into(),
         device: "cpu".into(),
         hidden_size: HIDDEN_SIZE,
+        dimensions: HIDDEN_SIZE,
         vocab_size: VOCAB_SIZE,
         max_seq_len,
         signature: Signature::default(),
@@ -214,6 +215,7 @@ pub fn tensor_model(name: &str) -> (LoadedModel, Arc<Controls>) {
     let info = ModelInfo {
         task: "infer".into(),
         hidden_size: 3,
+        dimensions: 3,
         vocab_size: 1,
         prompts: BTreeMap::new(),
         signature,

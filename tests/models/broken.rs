@@ -317,9 +317,9 @@ fn configs() {
         ),
         case(
             "bert-f16",
-            "a Dense module",
-            |c| c.json("modules.json", |m| m[2]["type"] = json!("sentence_transformers.models.Dense")),
-            &["modules.json", "module `Dense`", "Normalize"],
+            "a module of another kind",
+            |c| c.json("modules.json", |m| m[2]["type"] = json!("sentence_transformers.models.LSTM")),
+            &["modules.json", "module `LSTM`", "Normalize"],
         ),
         case("bert-f16", "pooling without a config", |c| c.remove("1_Pooling/config.json"), &["1_Pooling/config.json"]),
         case(

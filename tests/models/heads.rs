@@ -16,7 +16,7 @@ pub fn heads() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/heads")
 }
 
-fn references(name: &str) -> Value {
+pub fn references(name: &str) -> Value {
     let text = std::fs::read_to_string(heads().join("references.json")).unwrap();
     serde_json::from_str::<Value>(&text).unwrap()[name].take()
 }
@@ -33,7 +33,7 @@ fn input(value: &Value) -> Input {
 }
 
 /// All inputs in one batch, each to a row of this kind.
-fn rows(model: &LoadedModel, inputs: &[Value], wanted: &Wanted) -> Vec<Vec<f32>> {
+pub fn rows(model: &LoadedModel, inputs: &[Value], wanted: &Wanted) -> Vec<Vec<f32>> {
     let mut batch = PackedInput::default();
     for value in inputs {
         let encoding = model.encoder.encode(&input(value), "input", None, Truncation::Refuse).unwrap();
@@ -43,12 +43,12 @@ fn rows(model: &LoadedModel, inputs: &[Value], wanted: &Wanted) -> Vec<Vec<f32>>
     (0..inputs.len()).map(|i| rows.row(i).to_vec()).collect()
 }
 
-fn floats(value: &Value) -> Vec<f32> {
+pub fn floats(value: &Value) -> Vec<f32> {
     value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
 }
 
 #[track_caller]
-fn close(got: &[f32], expected: &[f32], what: &str) {
+pub fn close(got: &[f32], expected: &[f32], what: &str) {
     assert_eq!(got.len(), expected.len(), "{what}");
     for (g, e) in got.iter().zip(expected) {
         assert!((g - e).abs() <= 2e-5 * e.abs().max(1.0), "{what}: got {g}, expected {e}");
@@ -73,6 +73,22 @@ fn scores_of_sequences_equal_transformers() {
     check_scores("electra-rerank", "rerank", Wanted::Scores);
     check_scores("albert-nli", "classify", Wanted::Scores);
     check_scores("deberta-v2-nli", "classify", Wanted::Scores);
+    check_scores("deberta-v1-nli", "classify", Wanted::Scores);
+    check_scores("modernbert-nli", "classify", Wanted::Scores);
+    check_scores("modernbert-rerank", "rerank", Wanted::Scores);
+    check_scores("nomic-nli", "classify", Wanted::Scores);
+    check_scores("gte-rerank", "rerank", Wanted::Scores);
+    check_scores("jina-rerank", "rerank", Wanted::Scores);
+    check_scores("qwen3-nli", "classify", Wanted::Scores);
+    check_scores("mistral-rerank", "rerank", Wanted::Scores);
+    check_scores("gemma3-nli", "classify", Wanted::Scores);
+}
+
+#[test]
+fn scores_of_tokens_equal_transformers() {
+    for name in ["modernbert-ner", "qwen3-ner", "albert-ner", "deberta-v3-ner"] {
+        check_scores(name, "token_classify", Wanted::TokenScores);
+    }
 }
 
 #[test]
@@ -102,9 +118,22 @@ fn scores_of_tokens_and_their_entities_equal_transformers() {
     }
 }
 
+const MASKED_LM: [&str; 10] = [
+    "bert-masked-lm",
+    "xlm-roberta-masked-lm",
+    "modernbert-masked-lm",
+    "nomic-masked-lm",
+    "gte-masked-lm",
+    "electra-masked-lm",
+    "albert-masked-lm",
+    "deberta-v1-masked-lm",
+    "deberta-v2-masked-lm",
+    "deberta-v3-masked-lm",
+];
+
 #[test]
 fn weights_of_a_vocabulary_equal_splade() {
-    for name in ["bert-masked-lm", "xlm-roberta-masked-lm", "distilbert-splade"] {
+    for name in MASKED_LM.into_iter().chain(["distilbert-splade"]) {
         let model = model(name, "sparse");
         let cases = references(name)["sparse"].as_array().unwrap().clone();
         let inputs: Vec<Value> = cases.iter().map(|case| case["input"].clone()).collect();
@@ -121,7 +150,7 @@ fn weights_of_a_vocabulary_equal_splade() {
 
 #[test]
 fn masks_are_filled_as_by_transformers() {
-    for name in ["bert-masked-lm", "xlm-roberta-masked-lm"] {
+    for name in MASKED_LM {
         let model = model(name, "fill_mask");
         for case in references(name)["filled"].as_array().unwrap() {
             let wanted = Wanted::Masked { top_k: 4, targets: None };
@@ -183,9 +212,8 @@ fn a_head_that_is_not_there_is_refused_by_name() {
     let error =
         load_spec(&ModelSpec { task: "classify".into(), ..spec(&super::common::fixture("mpnet")) }).err().unwrap();
     assert!(error.to_string().contains("classifier") || error.to_string().contains("id2label"), "{error}");
-    let dir = super::common::fixture("modernbert");
-    let error = load_spec(&ModelSpec { task: "sparse".into(), ..spec(&dir) }).err().unwrap();
-    assert!(error.to_string().contains("only embed here"), "{error}");
+    let error = load_spec(&ModelSpec { task: "sparse".into(), ..spec(&heads().join("qwen3-nli")) }).err().unwrap();
+    assert!(error.to_string().contains("no head for masked tokens"), "{error}");
     let model = model("bert-nli", "classify");
     let mut batch = PackedInput::default();
     batch.push(&[2, 3], &[], Wanted::Sparse);

@@ -104,6 +104,9 @@ pub struct Parameters {
     pub dimensions: Option<usize>,
     /// Cut an input that is too long at this side; without it such an input is refused.
     pub truncate: Option<Side>,
+    /// Of `embed`: read an input that is too long in chunks that share so many tokens, and answer the mean of their
+    /// embeddings.
+    pub chunk_overlap: Option<usize>,
     /// A prompt of the model's manifest, put before every text.
     pub prompt_name: Option<String>,
     /// Of `fill_mask`: how many tokens are named for a mask; 5 unless it is set.
@@ -121,19 +124,20 @@ pub enum Side {
 
 impl Parameters {
     /// With the task; of `task`, only what masks are filled with is in the parameters.
-    fn with_task(self, task: Task) -> TaskParams {
+    fn with_task(self, task: Task) -> Result<TaskParams> {
         let parameters = self;
         let truncation = match parameters.truncate {
             None => Truncation::Refuse,
             Some(Side::Left) => Truncation::Cut(TruncationDirection::Left),
             Some(Side::Right) => Truncation::Cut(TruncationDirection::Right),
         };
+        let truncation = truncation.or_chunks(parameters.chunk_overlap)?;
         let Parameters { normalize, dimensions, prompt_name, top_k, .. } = parameters;
         let task = match (task, top_k) {
             (Task::FillMask { targets, .. }, Some(top_k)) => Task::FillMask { top_k, targets },
             (task, _) => task,
         };
-        TaskParams { task, normalize, dimensions, truncation, prompt_name }
+        Ok(TaskParams { task, normalize, dimensions, truncation, prompt_name })
     }
 }
 
@@ -169,7 +173,7 @@ pub async fn create(State(state): State<ApiState>, request: Request) -> Result<R
         Some(word) => task_of(word),
         None => state.engine.model(body.model.as_deref())?.main_task(),
     };
-    let params = body.parameters.with_task(task);
+    let params = body.parameters.with_task(task)?;
     let parameters = parameters_of(&params);
     let request = Embed { model: body.model, inputs, params, deadline, priority };
     if !is_stored {

@@ -10,7 +10,7 @@ use futures::Stream;
 use futures::stream;
 
 use super::super::ApiState;
-use super::super::docs::Refusals;
+use super::super::docs::{Refusals, ServerSentEvent};
 use super::super::status::Fault;
 use super::wire::{Parts, push_inference};
 use super::{id_of, not_found};
@@ -26,7 +26,7 @@ const LAST_LOOK: Duration = Duration::from_secs(2);
 #[utoipa::path(
     get, path = "/api/v1/inferences/{id}/events", tag = "application",
     params(("id" = String, Path, description = "The `id` of an answer", example = "inf_019a7b2c3d4e7f80912a3b4c5d6e7f80")),
-    responses((status = 200, description = "Events named by the status", body = String, content_type = "text/event-stream"), Refusals),
+    responses((status = 200, description = "Events named by the status", body = ServerSentEvent, content_type = "text/event-stream"), Refusals),
 )]
 pub async fn events(
     State(state): State<ApiState>,

@@ -46,7 +46,8 @@ pub struct Inference {
     /// Whether it is in the store: what the answer to a request with `store: false` is not.
     stored: bool,
     error: Option<Problem>,
-    feedback: Vec<FeedbackItem>,
+    /// Absent from answers that come with the result.
+    feedback: Option<Vec<FeedbackItem>>,
     /// Where the result is posted to.
     callback: Option<String>,
 }

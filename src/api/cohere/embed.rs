@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 use crate::api::body::{self, Call};
 use crate::api::docs::Refusals;
 use crate::api::forms::{EmbeddingType, raw};
+use crate::api::images::image;
 use crate::api::inputs::{check_count, renamed};
 use crate::api::negotiate::{Media, media};
 use crate::api::phases::{Served, attach};
@@ -28,8 +29,12 @@ pub struct EmbedBody {
     pub model: Option<String>,
     /// What the embeddings are for. Chooses the model's prompt of that name, where there is one.
     pub input_type: Option<InputType>,
-    #[schema(required, nullable = false)]
+    /// Either these or `images`.
+    #[schema(nullable = false)]
     pub texts: Option<Vec<String>>,
+    /// PNG, JPEG or WebP files, each as a data URL; for models that take images.
+    #[schema(nullable = false)]
+    pub images: Option<Vec<String>>,
     /// The forms of each embedding; `float` unless given. At least one.
     #[schema(min_items = 1)]
     pub embedding_types: Option<Vec<EmbeddingType>>,
@@ -42,9 +47,7 @@ pub struct EmbedBody {
     #[serde(rename = "max_tokens")]
     #[schema(ignore)]
     max_tokens: Option<Value>,
-    /// Not taken, as [`Self::inputs`].
-    #[schema(ignore)]
-    images: Option<Value>,
+    /// Not taken.
     #[schema(ignore)]
     inputs: Option<Value>,
 }
@@ -57,7 +60,7 @@ pub enum InputType {
     SearchQuery,
     Classification,
     Clustering,
-    /// Refused: texts alone are taken.
+    /// Goes with `images`.
     Image,
 }
 
@@ -125,10 +128,16 @@ fn invalid(field: &str, reason: &str) -> Error {
 }
 
 impl EmbedBody {
-    /// Errors: `Invalid` naming what is not offered; `Malformed` without texts.
+    /// Errors: `Invalid` naming what is not offered; `Malformed` without texts and images, or with both.
     fn check(&self) -> Result<()> {
-        if self.images.is_some() || self.input_type == Some(InputType::Image) {
-            return Err(invalid("images", "texts alone are taken"));
+        if self.images.is_some() && self.texts.is_some() {
+            return Err(Error::Malformed {
+                field: "images".to_string(),
+                reason: "expected `texts` or `images`, got both".to_string(),
+            });
+        }
+        if self.input_type == Some(InputType::Image) && self.images.is_none() {
+            return Err(invalid("input_type", "`image` goes with `images`"));
         }
         if self.inputs.is_some() {
             return Err(invalid("inputs", "expected `texts`: no mixed content is taken"));
@@ -136,10 +145,24 @@ impl EmbedBody {
         if self.max_tokens.is_some() {
             return Err(invalid("max_tokens", "the model's own limit holds"));
         }
-        if self.texts.is_none() {
+        if self.texts.is_none() && self.images.is_none() {
             return Err(Error::Malformed { field: "body".to_string(), reason: "missing field `texts`".to_string() });
         }
         Ok(())
+    }
+
+    /// Errors: `Empty`, `TooLarge` for a list of no or too many; `Malformed` naming the image that is none.
+    fn inputs(&mut self, limit: usize) -> Result<(Vec<Input>, Vec<String>)> {
+        let Some(images) = self.images.take() else {
+            let texts = self.texts.take().unwrap_or_default();
+            check_count("texts", texts.len(), limit)?;
+            return Ok((texts.iter().cloned().map(Input::Text).collect(), texts));
+        };
+        check_count("images", images.len(), limit)?;
+        let named = |(i, file): (usize, &String)| {
+            image(file).map_err(|reason| Error::Malformed { field: format!("images[{i}]"), reason })
+        };
+        Ok((images.iter().enumerate().map(named).collect::<Result<_>>()?, Vec::new()))
     }
 
     /// Each once, in the order of [`EmbeddingType`]. Errors: `Empty` for an empty list.
@@ -173,14 +196,14 @@ impl EmbedBody {
 }
 
 /// The field as Cohere's clients wrote it.
-fn rename(error: Error) -> Error {
-    match renamed(error, "texts") {
+fn rename(error: Error, inputs: &str) -> Error {
+    match renamed(error, inputs) {
         Error::Invalid { field, reason } if field == "dimensions" => invalid("output_dimension", &reason),
         other => other,
     }
 }
 
-/// Embeddings of texts, each in one or several forms.
+/// Embeddings of texts or of images, each in one or several forms.
 #[utoipa::path(
     post, path = "/v2/embed", tag = "Cohere",
     request_body(content = EmbedBody, examples(
@@ -212,7 +235,7 @@ enum Version {
 
 async fn answer(state: ApiState, request: Request, version: Version) -> Result<Response, Fault> {
     let media = media(request.headers())?;
-    let Call { body, deadline, cache_use, priority, .. } = body::read::<EmbedBody>(&state, request).await?;
+    let Call { mut body, deadline, cache_use, priority, .. } = body::read::<EmbedBody>(&state, request).await?;
     body.check()?;
     let types = body.types()?;
     let shape = match (version, &body.embedding_types) {
@@ -223,13 +246,11 @@ async fn answer(state: ApiState, request: Request, version: Version) -> Result<R
         return Err(invalid("embedding_types", "one form fits into raw bytes").into());
     }
     let params = body.params(&state)?;
-    let texts = body.texts.unwrap_or_default();
-    check_count("texts", texts.len(), state.settings.max_client_batch_size)?;
-    // The answer repeats them.
-    let echo = if media == Media::Json { texts.clone() } else { Vec::new() };
-    let inputs = texts.into_iter().map(Input::Text).collect();
+    let named = if body.images.is_some() { "images" } else { "texts" };
+    // The answer repeats texts.
+    let (inputs, echo) = body.inputs(state.settings.max_client_batch_size)?;
     let request = Embed { model: body.model, inputs, params, deadline, priority };
-    let computed = state.keeper.infer(request, cache_use, "cohere", None).await.map_err(rename)?;
+    let computed = state.keeper.infer(request, cache_use, "cohere", None).await.map_err(|e| rename(e, named))?;
     let served = Served::of(&computed);
     let mut response = match (media, types.first()) {
         (Media::Bytes, Some(asked)) => raw(computed.rows, asked.form().dtype).await?,

@@ -1,8 +1,7 @@
 //! Writes answers: a JSON head with the values in it, or behind it as they are in memory.
 
-use super::signature::{OutputTensor, OutputValues};
+use crate::api::tensors::outputs::{OutputTensor, Values};
 use crate::api::write;
-use crate::output::Row;
 use crate::{Error, Result};
 
 /// How an output's values are written.
@@ -37,7 +36,7 @@ pub struct Head {
 ///
 /// Errors: `Internal` for values that are no number.
 pub fn write(head: &Head, outputs: &[(OutputTensor, Form)]) -> Result<Written> {
-    let mut out = write::buffer(num_floats(outputs.iter().filter(|(_, form)| *form == Form::Json)));
+    let mut out = write::buffer(num_values(outputs.iter().filter(|(_, form)| *form == Form::Json)));
     let mut tail = Vec::new();
     out.extend_from_slice(br#"{"model_name":"#);
     write::push_str(&mut out, &head.model_name);
@@ -49,20 +48,19 @@ pub fn write(head: &Head, outputs: &[(OutputTensor, Form)]) -> Result<Written> {
     }
     out.extend_from_slice(br#","outputs":["#);
     for (i, (output, form)) in outputs.iter().enumerate() {
-        let OutputTensor { name, datatype, shape, values: OutputValues::Rows(rows) } = output;
-        let comma = if i > 0 { "," } else { "" };
-        let datatype = datatype.as_str();
-        let opening = format!(r#"{comma}{{"name":"{name}","datatype":"{datatype}","shape":{shape:?}"#);
+        out.extend_from_slice(if i > 0 { br#",{"name":"# } else { br#"{"name":"# });
+        write::push_str(&mut out, &output.name);
+        let opening = format!(r#","datatype":"{}","shape":{:?}"#, output.datatype().as_str(), output.shape);
         out.extend_from_slice(opening.as_bytes());
         match form {
             Form::Json => {
                 out.extend_from_slice(br#","data":["#);
-                push_flat(&mut out, rows)?;
+                push_flat(&mut out, &output.values)?;
                 out.push(b']');
             }
             Form::Binary => {
                 let before = tail.len();
-                push_binary(&mut tail, rows)?;
+                push_binary(&mut tail, &output.values)?;
                 let parameters = format!(r#","parameters":{{"binary_data_size":{}}}"#, tail.len() - before);
                 out.extend_from_slice(parameters.as_bytes());
             }
@@ -78,53 +76,79 @@ pub fn write(head: &Head, outputs: &[(OutputTensor, Form)]) -> Result<Written> {
 
 /// The bytes of an output. Errors: `Internal` for values that are no number.
 pub fn binary(output: &OutputTensor) -> Result<Vec<u8>> {
-    let OutputValues::Rows(rows) = &output.values;
     let mut bytes = Vec::new();
-    push_binary(&mut bytes, rows)?;
+    push_binary(&mut bytes, &output.values)?;
     Ok(bytes)
 }
 
 /// How many values these outputs have.
-pub fn num_floats<'a>(outputs: impl Iterator<Item = &'a (OutputTensor, Form)>) -> usize {
-    outputs.map(|(OutputTensor { values: OutputValues::Rows(rows), .. }, _)| num_values(rows)).sum()
+pub fn num_values<'a>(outputs: impl Iterator<Item = &'a Output>) -> usize {
+    outputs.map(|(output, _)| output.num_values()).sum()
 }
 
-fn num_values(rows: &[Row]) -> usize {
-    rows.iter().map(|row| row.len()).sum()
+/// All elements in one list.
+fn push_flat(out: &mut Vec<u8>, values: &Values) -> Result<()> {
+    match values {
+        Values::Rows(rows) => write::push_joined(out, rows, |out, row| write::push_values(out, row)),
+        Values::Floats(values) => write::push_values(out, values),
+        Values::Ints(ints) => write::push_joined(out, ints, |out, int| Ok(write::push_int(out, (*int).into()))),
+        Values::Longs(ints) => write::push_joined(out, ints, |out, int| Ok(write::push_int(out, *int))),
+        Values::Texts(texts) => write::push_joined(out, texts, |out, text| Ok(write::push_str(out, text))),
+    }
 }
 
-/// All rows in one list.
-fn push_flat(out: &mut Vec<u8>, rows: &[Row]) -> Result<()> {
-    for (i, row) in rows.iter().enumerate() {
-        if i > 0 {
-            out.push(b',');
-        }
-        write::push_values(out, row)?;
+/// Errors: `Internal` for NaN and infinity, as JSON has it: a wrong answer must not look right.
+fn push_binary(out: &mut Vec<u8>, values: &Values) -> Result<()> {
+    match values {
+        Values::Rows(rows) => rows.iter().try_for_each(|row| push_floats(out, row))?,
+        Values::Floats(values) => push_floats(out, values)?,
+        Values::Ints(ints) => ints.iter().for_each(|int| out.extend_from_slice(&int.to_le_bytes())),
+        Values::Longs(ints) => ints.iter().for_each(|int| out.extend_from_slice(&int.to_le_bytes())),
+        Values::Texts(texts) => texts.iter().for_each(|text| {
+            // A label with a score, or a word: nothing comes near 4 GiB.
+            out.extend_from_slice(&(text.len() as u32).to_le_bytes());
+            out.extend_from_slice(text.as_bytes());
+        }),
     }
     Ok(())
 }
 
-/// Errors: `Internal` for NaN and infinity, as JSON has it: a wrong answer must not look right.
-fn push_binary(out: &mut Vec<u8>, rows: &[Row]) -> Result<()> {
-    out.reserve(num_values(rows) * size_of::<f32>());
-    for row in rows {
-        if let Some(value) = row.iter().find(|value| !value.is_finite()) {
-            return Err(Error::Internal { cause: format!("a value of a row is {value}") });
-        }
-        row.iter().for_each(|value| out.extend_from_slice(&value.to_le_bytes()));
+fn push_floats(out: &mut Vec<u8>, values: &[f32]) -> Result<()> {
+    out.reserve(size_of_val(values));
+    if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+        return Err(Error::Internal { cause: format!("a value of a row is {value}") });
     }
+    values.iter().for_each(|value| out.extend_from_slice(&value.to_le_bytes()));
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tensor::Datatype;
     use super::*;
+    use crate::output::Row;
     use serde_json::json;
 
     fn output(rows: &[[f32; 2]]) -> OutputTensor {
-        let values = OutputValues::Rows(rows.iter().map(|row| Row::Own(row.to_vec())).collect());
-        OutputTensor { name: "embedding", datatype: Datatype::Fp32, shape: vec![rows.len(), 2], values }
+        let values = Values::Rows(rows.iter().map(|row| Row::Own(row.to_vec())).collect());
+        OutputTensor { name: "embedding".into(), shape: vec![rows.len(), 2], values }
+    }
+
+    #[test]
+    fn every_type_is_written_both_ways() {
+        let head = Head { model_name: "m".into(), model_version: "1".into(), id: None };
+        for (values, datatype, data, bytes) in [
+            (Values::Floats(vec![0.5]), "FP32", json!([0.5]), vec![0, 0, 0, 63]),
+            (Values::Ints(vec![-2]), "INT32", json!([-2]), vec![254, 255, 255, 255]),
+            (Values::Longs(vec![3]), "INT64", json!([3]), vec![3, 0, 0, 0, 0, 0, 0, 0]),
+            (Values::Texts(vec!["a\"é".into()]), "BYTES", json!(["a\"é"]), vec![4, 0, 0, 0, 97, 34, 195, 169]),
+        ] {
+            let output = OutputTensor { name: "o".into(), shape: vec![1], values };
+            let body = write(&head, &[(output.clone(), Form::Json)]).unwrap().bytes;
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            let expected = json!({"name": "o", "datatype": datatype, "shape": [1], "data": data});
+            assert_eq!(body["outputs"][0], expected);
+            assert_eq!(binary(&output).unwrap(), bytes, "{datatype}");
+        }
     }
 
     #[test]

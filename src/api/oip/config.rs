@@ -3,11 +3,13 @@
 use axum::extract::State;
 use serde_json::{Value, json};
 
-use super::signature::{Signature, TensorSpec, platform};
+use super::metadata::platform;
 use super::{Asked, ModelPath};
 use crate::api::ApiState;
 use crate::api::docs::Refusals;
 use crate::api::status::Fault;
+use crate::api::tensors::signature::{self, Signature, TensorSpec};
+use crate::model::ModelInfo;
 
 /// A model's configuration: tensors, limits and devices, as Triton writes them.
 ///
@@ -22,7 +24,7 @@ use crate::api::status::Fault;
 pub async fn config(State(state): State<ApiState>, path: Asked) -> Result<axum::Json<Value>, Fault> {
     let info = ModelPath::of(path)?.find(&state)?;
     let limits = state.engine.limits(Some(&info.name))?;
-    let signature = Signature::of(&info);
+    let signature = Signature::main(&info);
     let (kind, gpus) = match info.device.strip_prefix("cuda:") {
         Some(gpus) => ("KIND_GPU", gpus.split(',').filter_map(|gpu| gpu.parse::<u32>().ok()).collect()),
         None => ("KIND_CPU", Vec::new()),
@@ -33,7 +35,7 @@ pub async fn config(State(state): State<ApiState>, path: Asked) -> Result<axum::
         "backend": "eremois",
         "version_policy": {"specific": {"versions": info.version.parse::<i64>().ok().into_iter().collect::<Vec<_>>()}},
         "max_batch_size": state.settings.max_client_batch_size,
-        "input": signature.inputs.iter().map(input).collect::<Vec<_>>(),
+        "input": signature.inputs().iter().map(input).collect::<Vec<_>>(),
         "output": signature.outputs.iter().map(output).collect::<Vec<_>>(),
         "instance_group": [{"name": &*info.name, "kind": kind, "count": 1, "gpus": gpus}],
         "dynamic_batching": {
@@ -41,12 +43,24 @@ pub async fn config(State(state): State<ApiState>, path: Asked) -> Result<axum::
             "max_queue_delay_microseconds": limits.max_queue_delay.as_micros() as u64,
             "default_queue_policy": {"allow_timeout_override": true, "max_queue_size": limits.max_queue_size},
         },
-        "parameters": {
-            "max_batch_tokens": {"string_value": limits.max_batch_tokens.to_string()},
-            "max_seq_len": {"string_value": info.max_seq_len.to_string()},
-            "dtype": {"string_value": &info.dtype},
-        },
+        "parameters": parameters(&info, limits.max_batch_tokens),
     })))
+}
+
+/// What else clients may want to know: `tasks` are those of the parameter `task`, `labels` the classes in their order, as
+/// JSON.
+fn parameters(info: &ModelInfo, max_batch_tokens: usize) -> Value {
+    let tasks: Vec<&str> = signature::tasks(info).iter().map(|task| signature::word(info, task)).collect();
+    let mut parameters = json!({
+        "max_batch_tokens": {"string_value": max_batch_tokens.to_string()},
+        "max_seq_len": {"string_value": info.max_seq_len.to_string()},
+        "dtype": {"string_value": &info.dtype},
+        "tasks": {"string_value": tasks.join(",")},
+    });
+    if !info.labels.is_empty() {
+        parameters["labels"] = json!({"string_value": json!(info.labels).to_string()});
+    }
+    parameters
 }
 
 /// The configuration of a version of a model.

@@ -6,12 +6,15 @@ use serde::de::{DeserializeSeed, Error as _, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
 /// The elements in row-major order.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Values {
     /// No element: of which kind cannot be seen.
     None,
     Texts(Vec<String>),
     Ints(Vec<i64>),
+    /// Numbers of which one has a fraction or an exponent.
+    Floats(Vec<f64>),
+    Bools(Vec<bool>),
 }
 
 /// Elements as they were nested.
@@ -21,7 +24,7 @@ pub enum Values {
 /// [[1, 2], [3, 4]]  dims [2, 2]
 /// [[1, 2], [3]]     refused: lists of one depth must be equally long
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Elements {
     pub values: Values,
     /// Length of the lists at each depth, outermost first. Not empty.
@@ -67,7 +70,7 @@ impl Nest {
         match &mut self.values {
             Values::None => self.values = Values::Texts(vec![text]),
             Values::Texts(texts) => texts.push(text),
-            Values::Ints(_) => return Err(E::custom("a text among numbers")),
+            _ => return Err(E::custom("a text among numbers")),
         }
         Ok(())
     }
@@ -77,7 +80,34 @@ impl Nest {
         match &mut self.values {
             Values::None => self.values = Values::Ints(vec![int]),
             Values::Ints(ints) => ints.push(int),
+            Values::Floats(floats) => floats.push(int as f64),
             Values::Texts(_) => return Err(E::custom("a number among texts")),
+            Values::Bools(_) => return Err(E::custom("a number among true and false")),
+        }
+        Ok(())
+    }
+
+    fn float<E: serde::de::Error>(&mut self, depth: usize, float: f64) -> Result<(), E> {
+        self.leaf(depth)?;
+        match &mut self.values {
+            Values::None => self.values = Values::Floats(vec![float]),
+            // The first that has a fraction: those before are floats that were written without one.
+            Values::Ints(ints) => {
+                self.values = Values::Floats(ints.iter().map(|int| *int as f64).chain([float]).collect());
+            }
+            Values::Floats(floats) => floats.push(float),
+            Values::Texts(_) => return Err(E::custom("a number among texts")),
+            Values::Bools(_) => return Err(E::custom("a number among true and false")),
+        }
+        Ok(())
+    }
+
+    fn bool<E: serde::de::Error>(&mut self, depth: usize, value: bool) -> Result<(), E> {
+        self.leaf(depth)?;
+        match &mut self.values {
+            Values::None => self.values = Values::Bools(vec![value]),
+            Values::Bools(bools) => bools.push(value),
+            _ => return Err(E::custom("true or false among other values")),
         }
         Ok(())
     }
@@ -115,7 +145,7 @@ impl<'de> Visitor<'de> for Level<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("texts or integers, in one list or in lists")
+        f.write_str("texts, numbers or booleans, in one list or in lists")
     }
 
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
@@ -133,6 +163,14 @@ impl<'de> Visitor<'de> for Level<'_> {
     fn visit_u64<E: serde::de::Error>(self, int: u64) -> Result<(), E> {
         let wide = |_| E::invalid_value(Unexpected::Unsigned(int), &"an integer below 2^63");
         self.nest.int(self.depth, i64::try_from(int).map_err(wide)?)
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, float: f64) -> Result<(), E> {
+        self.nest.float(self.depth, float)
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<(), E> {
+        self.nest.bool(self.depth, value)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
@@ -168,6 +206,9 @@ mod tests {
         assert_eq!(parse("[[[1]],[[2]]]"), ints(&[2, 1, 1], &[1, 2]));
         let texts = Values::Texts(vec!["a".into(), "é".into()]);
         assert_eq!(parse(r#"[["a"],["é"]]"#), Ok(Elements { values: texts, dims: vec![2, 1] }));
+        let floats = Values::Floats(vec![1.0, 2.5, 3.0]);
+        assert_eq!(parse("[1,2.5,3]"), Ok(Elements { values: floats, dims: vec![3] }));
+        assert_eq!(parse("[true,false]"), Ok(Elements { values: Values::Bools(vec![true, false]), dims: vec![2] }));
         assert_eq!(parse("[]"), Ok(Elements { values: Values::None, dims: vec![0] }));
         assert_eq!(parse("[[],[]]"), Ok(Elements { values: Values::None, dims: vec![2, 0] }));
     }
@@ -185,8 +226,9 @@ mod tests {
             "[[1],[[2]]]",
             "[1,\"a\"]",
             "[\"a\",1]",
-            "[1.5]",
-            "[true]",
+            "[1,true]",
+            "[true,0.5]",
+            "[\"a\",0.5]",
             "[null]",
             "[{}]",
             "[9223372036854775808]",

@@ -5,19 +5,19 @@ use serde::Serialize;
 use serde_json::json;
 use utoipa::ToSchema;
 
-use super::signature::{Signature, TensorSpec, platform};
-use super::tensor::Datatype;
 use super::{Asked, ModelPath};
 use crate::Result;
 use crate::api::docs::Refusals;
 use crate::api::status::Fault;
+use crate::api::tensors::Datatype;
+use crate::api::tensors::signature::{Signature, TensorSpec};
 use crate::api::{ApiState, health};
 use crate::model::ModelInfo;
 use crate::serve::Health;
 
 /// The extensions of the protocol that are spoken, by Triton's names.
-pub const EXTENSIONS: [&str; 5] =
-    ["binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics"];
+pub const EXTENSIONS: [&str; 6] =
+    ["binary_tensor_data", "classification", "model_configuration", "model_repository", "parameters", "statistics"];
 
 /// What the server is.
 #[derive(Debug, Serialize, ToSchema)]
@@ -47,7 +47,7 @@ pub struct ModelMetadata {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct TensorMetadata {
     #[schema(example = "text")]
-    name: &'static str,
+    name: String,
     datatype: Datatype,
     /// -1 for a dimension of any length.
     #[schema(example = json!([-1]))]
@@ -57,7 +57,7 @@ pub struct TensorMetadata {
 impl From<&TensorSpec> for TensorMetadata {
     fn from(spec: &TensorSpec) -> Self {
         let shape = spec.shape.iter().map(|dim| dim.map_or(-1, |dim| dim as i64)).collect();
-        Self { name: spec.name, datatype: spec.datatype, shape }
+        Self { name: spec.name.to_string(), datatype: spec.datatype, shape }
     }
 }
 
@@ -89,14 +89,19 @@ pub async fn ready(state: State<ApiState>) -> Result<axum::Json<serde_json::Valu
 )]
 pub async fn model(State(state): State<ApiState>, path: Asked) -> Result<axum::Json<ModelMetadata>, Fault> {
     let info = ModelPath::of(path)?.find(&state)?;
-    let Signature { inputs, outputs } = Signature::of(&info);
+    let signature = Signature::main(&info);
     Ok(axum::Json(ModelMetadata {
         name: info.name.to_string(),
         versions: [info.version.clone()],
         platform: platform(&info),
-        inputs: inputs.iter().map(TensorMetadata::from).collect(),
-        outputs: outputs.iter().map(TensorMetadata::from).collect(),
+        inputs: signature.inputs().iter().map(TensorMetadata::from).collect(),
+        outputs: signature.outputs.iter().map(TensorMetadata::from).collect(),
     }))
+}
+
+/// What kind of thing a model is, in a word of this protocol: who runs it and what it is.
+pub fn platform(info: &ModelInfo) -> String {
+    format!("eremois_{}", info.architecture)
 }
 
 /// A version of a model and its tensors.

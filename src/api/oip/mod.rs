@@ -1,11 +1,11 @@
 //! The Open Inference Protocol, version 2, over REST and gRPC, with Triton's extensions for binary tensors, statistics, model
 //! configuration and the repository's index. The judge is `tritonclient`.
 //!
-//! `signature` alone knows what a model's inputs and outputs are called and shaped; `tensor` and `elements` know tensors
-//! and no model.
+//! What a model's inputs and outputs are called and shaped is known to [`super::tensors`] alone; `tensor` and `elements` read
+//! tensors as this protocol writes them.
 //!
 //! ```text
-//! body ─▶ split: JSON head, raw tensors ─▶ InferBody ─▶ Tensor ─▶ signature ─▶ Request ─▶ … ─▶ Computed ─▶ signature ─▶ answer
+//! body ─▶ split: JSON head, raw tensors ─▶ InferBody ─▶ Tensor ─▶ Inputs ─▶ Request ─▶ … ─▶ Computed ─▶ OutputTensor ─▶ answer
 //! ```
 //!
 //! Sources: kserve/open-inference-protocol `specification/protocol/inference_rest.md`; triton-inference-server/server
@@ -14,11 +14,12 @@
 mod answer;
 pub mod config;
 mod elements;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod grpc;
 pub mod infer;
 pub mod metadata;
 pub mod repository;
-mod signature;
 pub mod statistics;
 mod tensor;
 mod wire;
@@ -36,6 +37,10 @@ use super::ApiState;
 use super::status::Fault;
 use crate::model::ModelInfo;
 use crate::{Error, Result};
+
+pub use wire::HEAD_LEN;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use wire::InferBody;
 
 /// The routes of the protocol.
 pub fn routes() -> Router<ApiState> {

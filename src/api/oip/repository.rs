@@ -40,7 +40,7 @@ pub struct IndexEntry {
 /// The models that are served, ready or not.
 #[utoipa::path(
     post, path = "/v2/repository/index", tag = "Open Inference Protocol",
-    request_body(content = IndexBody, example = json!({"ready": true})),
+    request_body(content = Option<IndexBody>, example = json!({"ready": true})),
     responses((status = 200, body = Vec<IndexEntry>, description = "The models, default first"), Refusals),
 )]
 pub async fn index(State(state): State<ApiState>, request: Request) -> Result<axum::Json<Vec<IndexEntry>>, Fault> {

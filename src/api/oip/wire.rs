@@ -6,7 +6,8 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::elements::Elements;
-use super::tensor::{Data, Datatype, Tensor};
+use super::tensor::{Data, Tensor};
+use crate::api::tensors::Datatype;
 use crate::api::{body, tei};
 use crate::{Error, Result};
 
@@ -36,6 +37,16 @@ pub struct InferParameters {
     /// Write the outputs that do not say otherwise as binary tensors.
     #[schema(default = false)]
     pub binary_data_output: Option<bool>,
+    /// One of the tasks in the model's configuration, which has tensors of its own; what the model was made for unless
+    /// said.
+    #[schema(example = "embed_all")]
+    pub task: Option<String>,
+    /// Of classes: their scores as the model gives them, not softmax or sigmoid of these.
+    #[schema(default = false)]
+    pub raw_scores: Option<bool>,
+    /// Of masks: how many tokens are named for each.
+    #[schema(minimum = 1, default = 5)]
+    pub top_k: Option<u32>,
     /// Scale each embedding to length 1; the model's own way unless said.
     pub normalize: Option<bool>,
     /// Keep the first so many values of each embedding.
@@ -85,7 +96,7 @@ pub struct OutputRequest {
 pub struct OutputParameters {
     /// Write this one as a binary tensor, or not.
     pub binary_data: Option<bool>,
-    /// Refused: an embedding has no classes.
+    /// Of classes' scores: answer the best so many as texts, "score:place:label", instead of all as numbers.
     pub classification: Option<u64>,
     /// Refused: this server maps no memory of its clients.
     pub shared_memory_region: Option<String>,
@@ -111,8 +122,8 @@ pub struct AnsweredTensor {
     pub name: String,
     pub datatype: Datatype,
     pub shape: Vec<usize>,
-    /// The elements in row-major order. Missing for a binary tensor.
-    pub data: Option<Vec<f32>>,
+    /// The elements in row-major order: numbers, or texts for BYTES. Missing for a binary tensor.
+    pub data: Option<Vec<serde_json::Value>>,
     /// Of a binary tensor: `binary_data_size`.
     pub parameters: Option<serde_json::Value>,
 }

@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 use super::super::ApiState;
 use super::super::app::create::{REPLAYED, check_metadata, idempotency_key};
 use super::super::body::{self, Call};
-use super::super::docs::Refusals;
+use super::super::docs::{Refusals, ServerSentEvent};
 use super::super::status::Fault;
 use super::id_of;
 use super::wire::{BatchList, BatchObject, ExpiresAfter, ListQuery};
@@ -147,7 +147,7 @@ async fn found(state: &ApiState, id: &str) -> Result<Named> {
 #[utoipa::path(
     get, path = "/v1/batches/{id}/events", tag = "OpenAI",
     params(("id" = String, Path, description = "The `id` of a batch", example = "batch_019a7b2c3d4e7f80912a3b4c5d6e7f80")),
-    responses((status = 200, description = "Events named by the status", body = String, content_type = "text/event-stream"), Refusals),
+    responses((status = 200, description = "Events named by the status", body = ServerSentEvent, content_type = "text/event-stream"), Refusals),
 )]
 pub async fn events(
     State(state): State<ApiState>,

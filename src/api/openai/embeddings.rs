@@ -44,6 +44,9 @@ pub struct EmbeddingsBody {
     /// Jina's: cut inputs that are longer than the model takes, at their end; else they are refused.
     #[schema(default = false)]
     pub truncate: Option<bool>,
+    /// Ours: read an input that is longer than the model takes in chunks that share so many tokens, and answer the mean
+    /// of their embeddings.
+    pub chunk_overlap: Option<usize>,
     /// Jina's, and not offered: true is refused.
     #[schema(default = false)]
     pub late_chunking: Option<bool>,
@@ -91,6 +94,7 @@ impl EmbeddingsBody {
             Some(true) => Truncation::Cut(TruncationDirection::Right),
             _ => Truncation::Refuse,
         };
+        let truncation = truncation.or_chunks(self.chunk_overlap)?;
         let (normalize, dimensions) = (self.normalized, self.dimensions);
         Ok(TaskParams { normalize, dimensions, truncation, prompt_name, ..TaskParams::default() })
     }

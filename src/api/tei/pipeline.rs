@@ -10,12 +10,14 @@ use super::heads::{answer, told};
 use super::rename;
 use crate::api::ApiState;
 use crate::api::body::Call;
+use crate::api::images::image;
 use crate::api::inputs::check_count;
 use crate::api::status::Fault;
 use crate::inference::Computed;
 use crate::inference::outcome::entities::{Aggregation, entities};
 use crate::inference::outcome::number;
 use crate::inference::outcome::scores::{self, Form};
+use crate::model::signature::Modality;
 use crate::model::{DEFAULT_TOP_K, ModelInfo};
 use crate::request::{Input, Request as Embed, Task, TaskParams};
 use crate::{Error, Result};
@@ -45,6 +47,17 @@ enum Function {
     None,
 }
 
+impl ClassifyParameters {
+    fn form(&self) -> Form {
+        match self.function_to_apply {
+            None => Form::Usual,
+            Some(Function::Softmax) => Form::Softmax,
+            Some(Function::Sigmoid) => Form::Sigmoid,
+            Some(Function::None) => Form::Raw,
+        }
+    }
+}
+
 /// Parameters of token classification.
 #[derive(Debug, Default, Deserialize)]
 struct EntityParameters {
@@ -68,6 +81,7 @@ pub async fn answered(state: &ApiState, info: &ModelInfo, call: Call<Asked>) -> 
         Task::Classify => {
             let parameters: ClassifyParameters = parameters(&call.body.parameters)?;
             match parameters.candidate_labels {
+                None if info.signature.takes(Modality::Image) => classify_images(state, call, parameters).await,
                 Some(_) => zero_shot(state, info, call, parameters).await,
                 None => classify(state, call, parameters).await,
             }
@@ -109,21 +123,41 @@ async fn computed(state: &ApiState, call: &Call<Asked>, inputs: Vec<Input>, task
     state.keeper.infer(request, call.cache_use, "tei", None).await.map_err(rename)
 }
 
+/// The labels of one image, or a list of them for each of many; five of them unless `top_k` says otherwise.
+async fn classify_images(
+    state: &ApiState,
+    call: Call<Asked>,
+    parameters: ClassifyParameters,
+) -> Result<Response, Fault> {
+    let (files, is_list) = texts(state, &call.body.inputs)?;
+    let named = |(i, file): (usize, &String)| {
+        let field = if is_list { format!("inputs[{i}]") } else { "inputs".to_string() };
+        image(file).map_err(|reason| Error::Malformed { field, reason })
+    };
+    let files: Vec<Input> = files.iter().enumerate().map(named).collect::<Result<_>>()?;
+    let form = parameters.form();
+    let computed = computed(state, &call, files, Task::Classify).await?;
+    let lists: Vec<Value> =
+        computed.rows.iter().map(|row| ranked(&computed, row, form, parameters.top_k.unwrap_or(5))).collect();
+    let response = match (is_list, lists.as_slice()) {
+        (false, [one]) => answer(one),
+        _ => answer(&lists),
+    };
+    told(response?, &computed)
+}
+
+fn ranked(computed: &Computed, row: &[f32], form: Form, top_k: usize) -> Value {
+    let ranked = scores::ranked(&computed.info, row, form).into_iter().take(top_k);
+    ranked.map(|(label, score)| json!({"label": label, "score": number(score)})).collect()
+}
+
 /// One list an input, also of a single one: what this protocol's clients read.
 async fn classify(state: &ApiState, call: Call<Asked>, parameters: ClassifyParameters) -> Result<Response, Fault> {
     let (texts, _) = texts(state, &call.body.inputs)?;
-    let form = match parameters.function_to_apply {
-        None => Form::Usual,
-        Some(Function::Softmax) => Form::Softmax,
-        Some(Function::Sigmoid) => Form::Sigmoid,
-        Some(Function::None) => Form::Raw,
-    };
+    let form = parameters.form();
     let computed = computed(state, &call, texts.into_iter().map(Input::Text).collect(), Task::Classify).await?;
-    let list = |row: &[f32]| -> Value {
-        let ranked = scores::ranked(&computed.info, row, form).into_iter().take(parameters.top_k.unwrap_or(usize::MAX));
-        ranked.map(|(label, score)| json!({"label": label, "score": number(score)})).collect()
-    };
-    let lists: Vec<Value> = computed.rows.iter().map(|row| list(row)).collect();
+    let top_k = parameters.top_k.unwrap_or(usize::MAX);
+    let lists: Vec<Value> = computed.rows.iter().map(|row| ranked(&computed, row, form, top_k)).collect();
     told(answer(&lists)?, &computed)
 }
 

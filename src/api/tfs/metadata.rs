@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::signature::{self, Signature, TensorSpec};
+use super::signature::{self, Signature};
+use crate::api::tensors::signature::TensorSpec;
 use crate::model::ModelInfo;
 
 /// The document.
@@ -36,7 +37,7 @@ pub struct Signatures {
 /// Signatures by their names.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct SignatureMap {
-    signature_def: BTreeMap<&'static str, SignatureDef>,
+    signature_def: BTreeMap<String, SignatureDef>,
 }
 
 /// One signature.
@@ -79,7 +80,7 @@ pub struct Dim {
 impl Metadata {
     /// The document of a model.
     pub fn of(info: &ModelInfo) -> Self {
-        let signature_def = signature::of(info).iter().map(|s| (s.name, SignatureDef::of(s))).collect();
+        let signature_def = signature::of(info).iter().map(|s| (s.name.clone(), SignatureDef::of(s))).collect();
         Self {
             model_spec: ModelSpec { name: info.name.to_string(), signature_name: "", version: info.version.clone() },
             metadata: Signatures { signature_def: SignatureMap { signature_def } },
@@ -89,9 +90,10 @@ impl Metadata {
 
 impl SignatureDef {
     fn of(signature: &Signature) -> Self {
-        let named = |specs: &[TensorSpec]| specs.iter().map(|spec| (spec.name.clone(), TensorInfo::of(spec))).collect();
+        let named =
+            |specs: &[TensorSpec]| specs.iter().map(|spec| (spec.name.to_string(), TensorInfo::of(spec))).collect();
         Self {
-            inputs: named(&signature.inputs),
+            inputs: named(&signature.form.tensors),
             outputs: named(&signature.outputs),
             method_name: "tensorflow/serving/predict",
         }
@@ -102,7 +104,7 @@ impl TensorInfo {
     fn of(spec: &TensorSpec) -> Self {
         let dim = |size: &Option<usize>| Dim { size: size.map_or("-1".to_string(), |n| n.to_string()), name: "" };
         let tensor_shape = TensorShape { dim: spec.shape.iter().map(dim).collect(), unknown_rank: false };
-        Self { dtype: spec.dtype.as_str(), tensor_shape, name: spec.name.clone() }
+        Self { dtype: spec.datatype.tensorflow(), tensor_shape, name: spec.name.to_string() }
     }
 }
 

@@ -1,10 +1,11 @@
 //! TensorFlow Serving's REST protocol: status, metadata and predictions of the models served.
 //!
-//! Source: tensorflow/serving `tensorflow_serving/g3doc/api_rest.md`. `path` reads the addresses, `signature` says which
-//! tensors a model takes and gives, `tensor` reads them from JSON, `predict` computes, `answer` writes; `status` and
-//! `metadata` are the two documents about a model.
+//! Source: tensorflow/serving `tensorflow_serving/g3doc/api_rest.md`. `path` reads the addresses, `signature` names the
+//! ways to ask a model ([`super::tensors`] knows their tensors), `tensor` reads them from JSON, `predict` and `classify` compute, `answer`
+//! writes; `status` and `metadata` are the two documents about a model.
 
 mod answer;
+pub mod classify;
 pub mod metadata;
 pub mod path;
 pub mod predict;
@@ -44,11 +45,8 @@ async fn call(
     let address = path::parse(&rest).ok_or_else(no_route)?;
     match address.subject {
         Subject::Predict => predict::call(&state, &address, request).await,
-        Subject::Classify | Subject::Regress => {
-            let info = address.find(&state)?;
-            Err(signature::does_not(&info, address.subject).into())
-        }
-        Subject::Status | Subject::Metadata => Ok(not_allowed(&request, "GET,HEAD")),
+        Subject::Classify | Subject::Regress => classify::call(&state, &address, request).await,
+        Subject::Status | Subject::Metadata => Ok(method_not_allowed(&request)),
     }
 }
 
@@ -58,15 +56,23 @@ pub fn read(state: &ApiState, rest: &str, request: &Request) -> Option<Result<Re
     let answer = |info: Arc<ModelInfo>| match address.subject {
         Subject::Status => axum::Json(status::ModelVersions::of(state, &info)).into_response(),
         Subject::Metadata => axum::Json(metadata::Metadata::of(&info)).into_response(),
-        Subject::Predict | Subject::Classify | Subject::Regress => not_allowed(request, "POST"),
+        Subject::Predict | Subject::Classify | Subject::Regress => method_not_allowed(request),
     };
     Some(address.find(state).map(answer).map_err(Fault::from))
 }
 
-fn not_allowed(request: &Request, allowed: &'static str) -> Response {
+/// What a method that an address does not take is answered. The addresses below `/v1/models/` are one route to axum, so that
+/// its `allow` would name what any of them takes.
+pub fn method_not_allowed(request: &Request) -> Response {
     let (method, path) = (request.method().to_string(), request.uri().path().to_string());
+    let allowed = path::subject(&path).map(|subject| match subject {
+        Subject::Status | Subject::Metadata => "GET,HEAD",
+        Subject::Predict | Subject::Classify | Subject::Regress => "POST",
+    });
     let mut response = Fault::MethodNotAllowed { method, path }.into_response();
-    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    if let Some(allowed) = allowed {
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    }
     response
 }
 

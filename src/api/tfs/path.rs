@@ -73,13 +73,22 @@ pub fn parse(rest: &str) -> Option<Address<'_>> {
 
 /// Whether a path as it came, percent-encoded, belongs to this protocol and not to OpenAI's.
 pub fn is_ours(path: &str) -> bool {
-    let Some(rest) = path.strip_prefix("/v1/models/") else { return false };
+    read(path, |address| address.is_more_than_a_name()) == Some(true)
+}
+
+/// What a path as it came, percent-encoded, asks of a model; `None` for one that is not below `/v1/models/`.
+pub fn subject(path: &str) -> Option<Subject> {
+    read(path, |address| address.subject)
+}
+
+fn read<T>(path: &str, of: impl Fn(Address) -> T) -> Option<T> {
+    let rest = path.strip_prefix("/v1/models/")?;
     if !rest.contains('%') {
-        return parse(rest).is_some_and(|address| address.is_more_than_a_name());
+        return parse(rest).map(of);
     }
     // What else may be encoded changes no name of this protocol.
     let decoded = rest.replace("%3A", ":").replace("%3a", ":").replace("%2F", "/").replace("%2f", "/");
-    parse(&decoded).is_some_and(|address| address.is_more_than_a_name())
+    parse(&decoded).map(of)
 }
 
 #[cfg(test)]

@@ -8,15 +8,17 @@ use utoipa::ToSchema;
 
 use super::super::body::Call;
 use super::super::docs::Refusals;
-use super::super::inputs::check_count;
 use super::super::phases::{Served, attach};
 use super::super::status::Fault;
 use super::super::{ApiState, body, write};
 use super::answer::{self, Column};
 use super::path::Address;
-use super::signature::{self, Signature, TensorSpec};
-use super::tensor::{self, Given, Tensor, Values};
-use crate::request::{Input, Request as Embed, TaskParams};
+use super::signature::{self, Signature};
+use super::tensor::{self, Given};
+use crate::api::tensors::inputs::Inputs;
+use crate::api::tensors::outputs::outputs_of;
+use crate::inference::outcome::scores;
+use crate::request::{Request as Embed, TaskParams};
 use crate::{Error, Result};
 
 /// More values than this are read off the async threads: at about 100 ns a value, below it a handler stays under the 500
@@ -61,27 +63,6 @@ pub struct Predictions {
 #[allow(dead_code)] // a page of the document: the route is `super::call`
 pub async fn predict() {}
 
-/// Refused: classifiers answer `/predict`. The body has `examples`, a list of objects of features, and may have `context`
-/// and `signature_name`.
-#[utoipa::path(
-    post, path = "/v1/models/{id}:classify", tag = "TensorFlow Serving",
-    params(("id" = String, Path, description = "A name from `/v1/models`", example = "all-MiniLM-L6-v2")),
-    request_body(content = Value),
-    responses(Refusals),
-)]
-#[allow(dead_code)] // a page of the document: the route is `super::call`
-pub async fn classify() {}
-
-/// Refused: no model gives a number by this route. The body is that of `:classify`.
-#[utoipa::path(
-    post, path = "/v1/models/{id}:regress", tag = "TensorFlow Serving",
-    params(("id" = String, Path, description = "A name from `/v1/models`", example = "all-MiniLM-L6-v2")),
-    request_body(content = Value),
-    responses(Refusals),
-)]
-#[allow(dead_code)] // a page of the document: the route is `super::call`
-pub async fn regress() {}
-
 /// Answers a prediction.
 pub async fn call(state: &ApiState, address: &Address<'_>, request: Request) -> Result<Response, Fault> {
     // Before the body: a client of another model need not send all of it.
@@ -89,27 +70,29 @@ pub async fn call(state: &ApiState, address: &Address<'_>, request: Request) -> 
     let Call { body, deadline, cache_use, priority, .. } = body::read::<TensorsBody>(state, request).await?;
     let signature = signature::find(&info, body.signature_name.as_deref())?;
     let is_short = body.num_values() <= MAX_INLINE_VALUES;
-    let read = move || read(body, &signature).map(|(given, inputs)| (given, inputs, signature));
-    let (given, inputs, signature) = match is_short {
+    let limit = state.settings.max_client_batch_size;
+    let read = move || read(body, &signature, limit).map(|(given, inputs)| (given, inputs, signature));
+    let (given, mut inputs, signature) = match is_short {
         true => read()?,
         false => {
             let joined = tokio::task::spawn_blocking(read).await;
             joined.map_err(|e| Error::Internal { cause: format!("reading tensors: {e}") })??
         }
     };
-    let input = &signature.inputs[0];
-    check_count(&given.rows_name(input), inputs.len(), state.settings.max_client_batch_size)?;
-    let num_inputs = inputs.len();
-    let request =
-        Embed { model: Some(info.name.to_string()), inputs, params: TaskParams::default(), deadline, priority };
+    let asked = std::mem::take(&mut inputs.inputs);
+    let num_inputs = asked.len();
+    let params = TaskParams { task: signature.task.clone(), ..TaskParams::default() };
+    let request = Embed { model: Some(info.name.to_string()), inputs: asked, params, deadline, priority };
     let computed = state.keeper.infer(request, cache_use, "tensorflow", None).await;
-    let computed = computed.map_err(|error| rename(error, &given, input, num_inputs))?;
+    let computed = computed.map_err(|error| rename(inputs.rename(error), &given, &signature, num_inputs))?;
     let served = Served::of(&computed);
-    let (rows, form) = (computed.rows, given.form);
-    let num_floats = rows.iter().map(|row| row.len()).sum();
+    let form = given.form;
+    let num_floats = computed.rows.iter().map(|row| row.len()).sum();
     let write = move || {
+        let outputs = outputs_of(computed, &signature.tensors(), scores::Form::Usual)?;
         let mut out = write::buffer(num_floats);
-        let columns: Vec<Column> = signature.outputs.iter().map(|output| Column { output, rows: &rows }).collect();
+        let columns: Vec<Column> =
+            outputs.iter().map(|output| Column { name: &output.name, output, as_bytes: signature.as_bytes }).collect();
         answer::push(&mut out, form, &columns)?;
         Ok(out)
     };
@@ -136,8 +119,8 @@ fn num_values(value: &Value) -> usize {
 
 /// The tensors of a body, and what the engine is asked with them.
 ///
-/// Errors: `Malformed` for a body with both forms or none, and those of the form and of [`inputs`].
-fn read(body: TensorsBody, signature: &Signature) -> Result<(Given, Vec<Input>)> {
+/// Errors: `Malformed` for a body with both forms or none, and those of the form and of [`Inputs::of`].
+fn read(body: TensorsBody, signature: &Signature, limit: usize) -> Result<(Given, Inputs)> {
     let malformed = |reason: &str| Error::Malformed { field: "body".to_string(), reason: reason.to_string() };
     let mut given = match (body.instances, body.inputs) {
         (Some(instances), None) => tensor::read_rows(instances, signature)?,
@@ -145,49 +128,22 @@ fn read(body: TensorsBody, signature: &Signature) -> Result<(Given, Vec<Input>)>
         (None, None) => return Err(malformed("neither `instances` nor `inputs` is there")),
         (Some(_), Some(_)) => return Err(malformed("both `instances` and `inputs` are there; one form is taken")),
     };
-    let inputs = inputs(std::mem::take(&mut given.tensors), &given, &signature.inputs[0])?;
+    let tensors = std::mem::take(&mut given.tensors);
+    let inputs = Inputs::of(tensors, &signature.tensors(), limit);
+    // Of none of them, or of all: a single one is not known yet.
+    let inputs = inputs.map_err(|error| rename(error, &given, signature, 0))?;
     Ok((given, inputs))
 }
 
-/// What the engine is asked with the tensors of a signature that embeds: those have one input, of texts or of token ids.
-fn inputs(tensors: Vec<Tensor>, given: &Given, input: &TensorSpec) -> Result<Vec<Input>> {
-    let malformed = |i, reason: String| Error::Malformed { field: given.row_name(input, i), reason };
-    let mut inputs = Vec::new();
-    for Tensor { shape, values } in tensors {
-        match values {
-            Values::Strings(texts) => {
-                for (i, text) in texts.into_iter().enumerate() {
-                    let text = String::from_utf8(text).map_err(|e| malformed(i, format!("not UTF-8: {e}")))?;
-                    inputs.push(Input::Text(text));
-                }
-            }
-            Values::Integers(ids) => {
-                // Rows without a value are still rows, which the engine refuses by their place.
-                let num_ids = shape.get(1).copied().unwrap_or(0);
-                for i in 0..shape.first().copied().unwrap_or(0) {
-                    let row = &ids[i * num_ids..(i + 1) * num_ids];
-                    let id = |&id: &i64| u32::try_from(id).map_err(|_| malformed(i, format!("no token id is {id}")));
-                    inputs.push(Input::TokenIds(row.iter().map(id).collect::<Result<_>>()?));
-                }
-            }
-            Values::Floats(_) => {
-                let cause = format!("input `{}` of numbers for a model of texts", input.name);
-                return Err(Error::Internal { cause });
-            }
-        }
-    }
-    Ok(inputs)
-}
-
-/// The engine names inputs as OpenAI does: "input" for one alone or for all, "input[1]" for one of many.
-fn rename(error: Error, given: &Given, input: &TensorSpec, num_inputs: usize) -> Error {
+/// From "text[1]" to where the client wrote that: `text` alone is of the only input, or of all.
+fn rename(error: Error, given: &Given, signature: &Signature, num_inputs: usize) -> Error {
     let ours = |field: String| {
-        let position = field.strip_prefix("input[").and_then(|rest| rest.strip_suffix(']')).map(str::parse::<usize>);
-        match position {
-            Some(Ok(i)) => given.row_name(input, i),
-            _ if field == "input" && num_inputs == 1 => given.row_name(input, 0),
-            _ if field == "input" => given.rows_name(input),
-            _ => field,
+        let (name, position) = field.split_once('[').unwrap_or((&field, ""));
+        let Some(spec) = signature.form.tensors.iter().find(|spec| spec.name == name) else { return field };
+        match position.strip_suffix(']').map(str::parse::<usize>) {
+            Some(Ok(i)) => given.row_name(spec, i),
+            _ if num_inputs == 1 => given.row_name(spec, 0),
+            _ => given.rows_name(spec),
         }
     };
     error.with_field(ours)

@@ -6,7 +6,10 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value};
 
-use super::signature::{Dtype, Signature, TensorSpec};
+use super::signature::Signature;
+use crate::api::tensors::Datatype;
+use crate::api::tensors::inputs::{self, Tensor, Values};
+use crate::api::tensors::signature::{TensorSpec, Written};
 use crate::{Error, Result};
 
 /// How a request writes its tensors, and so how it is answered.
@@ -18,37 +21,21 @@ pub enum Form {
     Columns,
 }
 
-/// The values of a tensor, row by row.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Values {
-    Strings(Vec<Vec<u8>>),
-    Integers(Vec<i64>),
-    Floats(Vec<f32>),
-}
-
-/// A tensor of a request.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Tensor {
-    /// As many dimensions as the signature says, slowest first; those behind an empty one are missing.
-    pub shape: Vec<usize>,
-    /// The product of `shape`.
-    pub values: Values,
-}
-
 /// The tensors of a request.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Given {
     pub form: Form,
     /// Whether values stood under their names.
     pub is_named: bool,
-    /// In the order of the signature's inputs.
+    /// In the order of the signature's inputs, without optional ones that are not there. Dimensions behind an empty one
+    /// are missing.
     pub tensors: Vec<Tensor>,
 }
 
 impl Given {
     /// How the client would name row `i` of an input.
     pub fn row_name(&self, input: &TensorSpec, i: usize) -> String {
-        let name = self.is_named.then_some(input.name.as_str());
+        let name = self.is_named.then_some(&*input.name);
         match self.form {
             Form::Rows => Place { row: Some(i), ..Place::new(self.form, name) }.to_string(),
             Form::Columns => Place { indices: vec![i], ..Place::new(self.form, name) }.to_string(),
@@ -57,7 +44,7 @@ impl Given {
 
     /// How the client would name all rows.
     pub fn rows_name(&self, input: &TensorSpec) -> String {
-        let name = self.is_named.then_some(input.name.as_str()).filter(|_| self.form == Form::Columns);
+        let name = self.is_named.then_some(&*input.name).filter(|_| self.form == Form::Columns);
         Place::new(self.form, name).to_string()
     }
 }
@@ -71,7 +58,11 @@ pub fn read_rows(instances: Value, signature: &Signature) -> Result<Given> {
         return Err(place.malformed(format!("expected a list of instances, got {}", word(&instances))));
     };
     let is_named = instances.first().is_some_and(|first| is_named(first, signature));
-    let mut builders: Vec<Builder> = signature.inputs.iter().map(Builder::new).collect();
+    let is_there = |spec: &TensorSpec| match instances.first() {
+        Some(Value::Object(fields)) if is_named => fields.contains_key(&*spec.name),
+        _ => false,
+    };
+    let mut builders = builders(signature, is_there);
     builders.iter_mut().for_each(|builder| builder.shape.push(instances.len()));
     for (i, instance) in instances.into_iter().enumerate() {
         let row = Place { row: Some(i), ..Place::new(Form::Rows, None) };
@@ -81,7 +72,7 @@ pub fn read_rows(instances: Value, signature: &Signature) -> Result<Given> {
             };
             if i > 0 && self::is_named(&instance, signature) {
                 return Err(
-                    row.malformed(format!("expected {}, as the first instance is, got an object", builder.spec.dtype))
+                    row.malformed(format!("expected {}, as the first instance is, got an object", builder.kind))
                 );
             }
             builder.fill(instance, 1, &mut Place { ..row })?;
@@ -107,7 +98,8 @@ pub fn read_rows(instances: Value, signature: &Signature) -> Result<Given> {
 pub fn read_columns(inputs: Value, signature: &Signature) -> Result<Given> {
     let place = Place::new(Form::Columns, None);
     let is_named = is_named(&inputs, signature);
-    let mut builders: Vec<Builder> = signature.inputs.iter().map(Builder::new).collect();
+    let is_there = |spec: &TensorSpec| inputs.as_object().is_some_and(|fields| fields.contains_key(&*spec.name));
+    let mut builders = builders(signature, is_there);
     match (inputs, &mut builders[..]) {
         (Value::Object(mut fields), builders) if is_named => {
             for builder in builders.iter_mut() {
@@ -126,9 +118,17 @@ pub fn read_columns(inputs: Value, signature: &Signature) -> Result<Given> {
 /// An object is one of named values, unless it can only be bytes: a lone `b64` where a signature has a lone input.
 fn is_named(value: &Value, signature: &Signature) -> bool {
     match value {
-        Value::Object(fields) => signature.inputs.len() > 1 || bytes_of(fields).is_none(),
+        Value::Object(fields) => {
+            signature.form.tensors.iter().filter(|spec| !spec.is_optional).count() > 1 || bytes_of(fields).is_none()
+        }
         _ => false,
     }
+}
+
+/// One a tensor that the request has: those that it must have, and those it may have that are there.
+fn builders(signature: &Signature, is_there: impl Fn(&TensorSpec) -> bool) -> Vec<Builder<'_>> {
+    let is_needed = |spec: &&TensorSpec| !spec.is_optional || is_there(spec);
+    signature.form.tensors.iter().filter(is_needed).map(|spec| Builder::new(spec, signature.form.written)).collect()
 }
 
 /// The text of `{"b64": "…"}`.
@@ -140,7 +140,7 @@ fn bytes_of(fields: &Map<String, Value>) -> Option<&str> {
 }
 
 fn take(fields: &mut Map<String, Value>, spec: &TensorSpec, place: &Place) -> Result<Value> {
-    fields.remove(&spec.name).ok_or_else(|| place.malformed(format!("the input `{}` is missing", spec.name)))
+    fields.remove(&*spec.name).ok_or_else(|| place.malformed(format!("the input `{}` is missing", spec.name)))
 }
 
 fn refuse_rest(fields: &Map<String, Value>, signature: &Signature, place: &Place) -> Result<()> {
@@ -154,7 +154,7 @@ fn refuse_rest(fields: &Map<String, Value>, signature: &Signature, place: &Place
 }
 
 fn names(signature: &Signature) -> String {
-    let names: Vec<String> = signature.inputs.iter().map(|spec| format!("`{}`", spec.name)).collect();
+    let names: Vec<String> = signature.form.tensors.iter().map(|spec| format!("`{}`", spec.name)).collect();
     names.join(", ")
 }
 
@@ -170,26 +170,50 @@ fn word(value: &Value) -> &'static str {
     }
 }
 
+/// What the values of a tensor are in JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Bytes,
+    Ints,
+    /// Numbers that a model computes on, to the nearest f32.
+    Floats,
+    /// Those that must be whole, and exact in f32.
+    Whole,
+}
+
+/// What a value is called in refusals.
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bytes => "a text, or bytes as {\"b64\": \"…\"}",
+            Self::Ints | Self::Whole => "a whole number",
+            Self::Floats => "a number",
+        })
+    }
+}
+
 /// A tensor that is being read.
 struct Builder<'a> {
     spec: &'a TensorSpec,
+    kind: Kind,
     /// Of the dimensions that were seen; the first list at each level sets it for all others.
     shape: Vec<usize>,
     values: Values,
 }
 
 impl<'a> Builder<'a> {
-    fn new(spec: &'a TensorSpec) -> Self {
-        let values = match spec.dtype {
-            Dtype::String => Values::Strings(Vec::new()),
-            Dtype::Int64 => Values::Integers(Vec::new()),
-            Dtype::Float => Values::Floats(Vec::new()),
+    fn new(spec: &'a TensorSpec, written: Written) -> Self {
+        let is_whole = spec.datatype.is_integer() || spec.datatype == Datatype::Bool;
+        let (kind, values) = match (written, spec.datatype) {
+            (Written::Tensors, _) => (if is_whole { Kind::Whole } else { Kind::Floats }, Values::Floats(Vec::new())),
+            (_, Datatype::Bytes) => (Kind::Bytes, Values::Bytes(Vec::new())),
+            _ => (Kind::Ints, Values::Ints(Vec::new())),
         };
-        Self { spec, shape: Vec::new(), values }
+        Self { spec, kind, shape: Vec::new(), values }
     }
 
     fn done(self) -> Tensor {
-        Tensor { shape: self.shape, values: self.values }
+        Tensor { name: self.spec.name.to_string(), shape: self.shape, values: self.values }
     }
 
     /// Appends the values of `value`, which lies below `level` lists.
@@ -199,7 +223,7 @@ impl<'a> Builder<'a> {
             Value::Array(items) if level < rank => items,
             value if level == rank => return self.push(value, place),
             value => {
-                return Err(place.malformed(format!("expected a list of {}, got {}", self.spec.dtype, word(&value))));
+                return Err(place.malformed(format!("expected a list of {}, got {}", self.kind, word(&value))));
             }
         };
         let got = items.len();
@@ -223,21 +247,29 @@ impl<'a> Builder<'a> {
     }
 
     fn push(&mut self, value: Value, place: &Place) -> Result<()> {
-        let dtype = self.spec.dtype;
-        let other = |value: &Value| Err(place.malformed(format!("expected {dtype}, got {}", word(value))));
+        let kind = self.kind;
+        let other = |value: &Value| Err(place.malformed(format!("expected {kind}, got {}", word(value))));
         match (&mut self.values, value) {
-            (Values::Strings(texts), Value::String(text)) => texts.push(text.into_bytes()),
-            (Values::Strings(texts), Value::Object(fields)) => match bytes_of(&fields) {
+            (Values::Bytes(texts), Value::String(text)) => texts.push(text.into_bytes()),
+            (Values::Bytes(texts), Value::Object(fields)) => match bytes_of(&fields) {
                 Some(text) => texts.push(decode(text, place)?),
                 None => return other(&Value::Object(fields)),
             },
-            (Values::Integers(numbers), Value::Number(number)) => match number.as_i64() {
+            (Values::Ints(numbers), Value::Number(number)) => match number.as_i64() {
                 Some(number) => numbers.push(number),
-                None => return Err(place.malformed(format!("expected {dtype} of 64 bits, got {number}"))),
+                None => return Err(place.malformed(format!("expected {kind} of 64 bits, got {number}"))),
             },
-            (Values::Floats(numbers), Value::Number(number)) => match number.as_f64().map(|number| number as f32) {
-                Some(number) if number.is_finite() => numbers.push(number),
-                _ => return Err(place.malformed(format!("expected {dtype} of 32 bits, got {number}"))),
+            (Values::Floats(numbers), Value::Bool(is)) => numbers.push(if is { 1.0 } else { 0.0 }),
+            (Values::Floats(numbers), Value::Number(number)) if kind == Kind::Whole => match number.as_i64() {
+                Some(int) => match inputs::whole(int) {
+                    Some(number) => numbers.push(number),
+                    None => return Err(place.malformed(format!("got {int}: {}", inputs::NOT_EXACT))),
+                },
+                None => return Err(place.malformed(format!("expected {kind}, got {number}"))),
+            },
+            (Values::Floats(numbers), Value::Number(number)) => match number.as_f64().and_then(inputs::float) {
+                Some(number) => numbers.push(number),
+                None => return Err(place.malformed(format!("expected {kind} of 32 bits, got {number}"))),
             },
             (_, value) => return other(&value),
         }
@@ -291,30 +323,54 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn signature(inputs: &[(&str, Dtype, &[Option<usize>])]) -> Signature {
-        let spec = |(name, dtype, shape): &(&str, Dtype, &[Option<usize>])| TensorSpec {
-            name: name.to_string(),
-            dtype: *dtype,
+    fn signature(written: Written, inputs: &[(&'static str, Datatype, &[Option<usize>])]) -> Signature {
+        let spec = |(name, datatype, shape): &(&'static str, Datatype, &[Option<usize>])| TensorSpec {
+            name: (*name).into(),
+            datatype: *datatype,
             shape: shape.to_vec(),
+            is_optional: *name == "mask",
         };
-        Signature { name: "s", inputs: inputs.iter().map(spec).collect(), outputs: Vec::new() }
+        let form = crate::api::tensors::signature::Form { written, tensors: inputs.iter().map(spec).collect() };
+        Signature { name: "s".into(), task: crate::request::Task::Infer, form, outputs: Vec::new(), as_bytes: false }
     }
 
     fn two() -> Signature {
-        signature(&[("image_bytes", Dtype::String, &[None]), ("sizes", Dtype::Float, &[None, Some(2)])])
+        signature(Written::Tensors, &[("flags", Datatype::Int64, &[None]), ("sizes", Datatype::Fp32, &[None, Some(2)])])
+    }
+
+    fn files() -> Signature {
+        signature(Written::Images, &[("image", Datatype::Bytes, &[None])])
+    }
+
+    fn masked_ids() -> Signature {
+        let shape: &[Option<usize>] = &[None, None];
+        signature(Written::TokenIds, &[("input_ids", Datatype::Int64, shape), ("mask", Datatype::Int64, shape)])
+    }
+
+    #[test]
+    fn what_is_optional_may_be_there_or_not() {
+        let ids = masked_ids();
+        let named = read_rows(json!([{"input_ids": [1, 2], "mask": [1, 0]}]), &ids).unwrap();
+        assert_eq!(named.tensors.iter().map(|t| t.name.as_str()).collect::<Vec<_>>(), ["input_ids", "mask"]);
+        for given in [read_rows(json!([[1, 2]]), &ids), read_rows(json!([{"input_ids": [1, 2]}]), &ids)] {
+            assert_eq!(given.unwrap().tensors.len(), 1);
+        }
+        let columns = read_columns(json!({"mask": [[1]], "input_ids": [[1]]}), &ids).unwrap();
+        assert_eq!(columns.tensors.len(), 2);
+        let error = read_rows(json!([{"input_ids": [1], "mask": [1]}, {"input_ids": [1]}]), &ids).unwrap_err();
+        assert!(error.to_string().contains("instances[1]: the input `mask` is missing"), "{error}");
     }
 
     #[test]
     fn both_forms_of_several_inputs_are_the_same_tensors() {
-        let rows = json!([
-            {"image_bytes": {"b64": "AP8="}, "sizes": [1, 2.5]},
-            {"sizes": [3, 4], "image_bytes": "text"},
-        ]);
-        let columns = json!({"image_bytes": [{"b64": "AP8="}, "text"], "sizes": [[1, 2.5], [3, 4]]});
-        let expected = vec![
-            Tensor { shape: vec![2], values: Values::Strings(vec![vec![0, 255], b"text".to_vec()]) },
-            Tensor { shape: vec![2, 2], values: Values::Floats(vec![1.0, 2.5, 3.0, 4.0]) },
-        ];
+        let rows = json!([{"flags": 7, "sizes": [1, 2.5]}, {"sizes": [3, 4], "flags": true}]);
+        let columns = json!({"flags": [7, true], "sizes": [[1, 2.5], [3, 4]]});
+        let tensor = |name: &str, shape: &[usize], values: &[f32]| Tensor {
+            name: name.into(),
+            shape: shape.to_vec(),
+            values: Values::Floats(values.to_vec()),
+        };
+        let expected = vec![tensor("flags", &[2], &[7.0, 1.0]), tensor("sizes", &[2, 2], &[1.0, 2.5, 3.0, 4.0])];
         for given in [read_rows(rows, &two()).unwrap(), read_columns(columns, &two()).unwrap()] {
             assert!(given.is_named);
             assert_eq!(given.tensors, expected);
@@ -323,7 +379,7 @@ mod tests {
 
     #[test]
     fn every_fault_is_named_by_its_place() {
-        let ids = signature(&[("input_ids", Dtype::Int64, &[None, None])]);
+        let ids = signature(Written::TokenIds, &[("input_ids", Datatype::Int64, &[None, None])]);
         let refused = |given: Result<Given>| match given {
             Err(Error::Malformed { field, reason }) => format!("{field}: {reason}"),
             other => panic!("{other:?}"),
@@ -338,19 +394,14 @@ mod tests {
             (json!([[1, 2.5]]), &ids, "instances[0][1]: expected a whole number of 64 bits, got 2.5"),
             (json!([[1, [2]]]), &ids, "instances[0][1]: expected a whole number, got a list"),
             (json!([7]), &ids, "instances[0]: expected a list of a whole number, got a number"),
-            (json!(["w1"]), &two(), "instances[0]: expected an object of `image_bytes`, `sizes`"),
-            (json!([{"b64": "AP8="}]), &two(), "instances[0]: the input `image_bytes` is missing"),
-            (json!([{"image_bytes": {"b64": "?"}, "sizes": [1, 2]}]), &two(), "instances[0].image_bytes: not base64"),
-            (
-                json!([{"image_bytes": "a", "sizes": [1]}]),
-                &two(),
-                "instances[0].sizes: `sizes` has 2 values here, got 1",
-            ),
-            (
-                json!([{"image_bytes": "a", "sizes": [1, 1e39]}]),
-                &two(),
-                "instances[0].sizes[1]: expected a number of 32",
-            ),
+            (json!(["w1"]), &two(), "instances[0]: expected an object of `flags`, `sizes`"),
+            (json!([{"b64": "AP8="}]), &two(), "instances[0]: the input `flags` is missing"),
+            (json!([{"b64": "?"}]), &files(), "instances[0]: not base64"),
+            (json!([7]), &files(), "instances[0]: expected a text, or bytes"),
+            (json!([{"flags": 1, "sizes": [1]}]), &two(), "instances[0].sizes: `sizes` has 2 values here, got 1"),
+            (json!([{"flags": 1, "sizes": [1, 1e39]}]), &two(), "instances[0].sizes[1]: expected a number of 32"),
+            (json!([{"flags": 1.5, "sizes": [1, 1]}]), &two(), "instances[0].flags: expected a whole number, got 1.5"),
+            (json!([{"flags": 16777217, "sizes": [1, 1]}]), &two(), "instances[0].flags: got 16777217: models"),
         ] {
             let got = refused(read_rows(rows, signature));
             assert!(got.contains(says), "`{got}` does not say `{says}`");
@@ -368,8 +419,8 @@ mod tests {
 
     #[test]
     fn rows_are_named_as_the_client_wrote_them() {
-        let ids = signature(&[("input_ids", Dtype::Int64, &[None, None])]);
-        let name = |given: Result<Given>| given.unwrap().row_name(&ids.inputs[0], 1);
+        let ids = signature(Written::TokenIds, &[("input_ids", Datatype::Int64, &[None, None])]);
+        let name = |given: Result<Given>| given.unwrap().row_name(&ids.form.tensors[0], 1);
         assert_eq!(name(read_rows(json!([[1], [2]]), &ids)), "instances[1]");
         assert_eq!(name(read_rows(json!([{"input_ids": [1]}, {"input_ids": [2]}]), &ids)), "instances[1].input_ids");
         assert_eq!(name(read_columns(json!([[1], [2]]), &ids)), "inputs[1]");

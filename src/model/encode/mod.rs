@@ -6,6 +6,8 @@ use std::ops::Range;
 
 use tokenizers::Tokenizer;
 
+use super::image::Preprocessor;
+use super::judge::Question;
 use super::signature::ValuesShape;
 use crate::output::Token;
 use crate::request::{Input, Truncation};
@@ -26,6 +28,13 @@ pub struct Encoding {
     pub values: Vec<f32>,
 }
 
+/// What turns files of images into pixels.
+pub struct ImageEncoder {
+    pub preprocessor: Preprocessor,
+    /// Tokens that an image counts as.
+    pub num_tokens: usize,
+}
+
 /// What turns a model's inputs into encodings, within the model's limits.
 pub struct Encoder {
     /// `None` for models that take no text.
@@ -34,6 +43,8 @@ pub struct Encoder {
     tensors: Option<ValuesShape>,
     /// Which values of a row are looked up in a table, and how many rows that has.
     tables: Vec<(Range<usize>, usize)>,
+    /// `None` for models that take no images.
+    images: Option<ImageEncoder>,
     max_seq_len: usize,
 }
 
@@ -42,17 +53,27 @@ impl Encoder {
     /// model's.
     pub fn new(tokenizer: Tokenizer, max_seq_len: usize, vocab_size: usize) -> Self {
         let text = TextEncoder::new(tokenizer, max_seq_len, vocab_size);
-        Self { text: Some(text), tensors: None, tables: Vec::new(), max_seq_len }
+        Self { text: Some(text), tensors: None, tables: Vec::new(), images: None, max_seq_len }
+    }
+
+    /// Puts a question around every pair and every text. Errors: the reason why it cannot.
+    pub(super) fn asking(self, question: Question) -> Result<Self, String> {
+        Ok(Self { text: self.text.map(|text| text.asking(question)).transpose()?, ..self })
     }
 
     /// Of a tensor model, whose inputs are so many values.
     pub fn of_tensors(values: ValuesShape) -> Self {
-        Self { text: None, tensors: Some(values), tables: Vec::new(), max_seq_len: values.num_tokens }
+        Self { text: None, tensors: Some(values), tables: Vec::new(), images: None, max_seq_len: values.num_tokens }
     }
 
     /// The same, for a model that looks some of its values up: they are whole numbers from 0, below these bounds.
     pub fn with_tables(self, tables: Vec<(Range<usize>, usize)>) -> Self {
         Self { tables, ..self }
+    }
+
+    /// Of a model of images, and of texts where it has a tokenizer.
+    pub fn of_images(images: ImageEncoder, text: Option<TextEncoder>, max_seq_len: usize) -> Self {
+        Self { text, tensors: None, tables: Vec::new(), images: Some(images), max_seq_len }
     }
 
     /// The id that stands for a token to be filled in, in vocabularies that have one.
@@ -70,9 +91,13 @@ impl Encoder {
     /// Blocks: tens of microseconds for a sentence, milliseconds for an image; call it off the async threads.
     /// Errors: `Empty` for an empty text or list, `TooLarge` with unit "tokens" when longer than
     /// max_seq_len and `truncation` is `Refuse`, `Invalid` for an id >= vocab_size, a text the
-    /// tokenizer makes no token of, values of another number than the model's or not finite, and for a kind of
-    /// input that the model does not take.
+    /// tokenizer makes no token of, a file that is no image or too large a one, values of another number than the
+    /// model's or not finite, and for a kind of input that the model does not take.
     pub fn encode(&self, input: &Input, field: &str, prompt: Option<&str>, truncation: Truncation) -> Result<Encoding> {
+        if let (Input::Image(file), Some(images)) = (input, &self.images) {
+            let values = images.preprocessor.pixels(file, field)?;
+            return Ok(Encoding { input_ids: vec![0; images.num_tokens], values, ..Encoding::default() });
+        }
         match (input, &self.text, &self.tensors) {
             (Input::Text(text), Some(encoder), _) => encoder.text(text, field, prompt, truncation),
             (Input::Pair(first, second), Some(encoder), _) => encoder.pair(first, second, field, prompt, truncation),
@@ -80,6 +105,27 @@ impl Encoder {
             (Input::Values(values), _, Some(shape)) => take_values(values, *shape, &self.tables, field),
             _ => {
                 let reason = format!("{} is nothing that this model takes", input.kind());
+                Err(Error::Invalid { field: field.to_string(), reason })
+            }
+        }
+    }
+
+    /// One text or list of ids in chunks that the model takes: see [`TextEncoder::text_chunks`].
+    ///
+    /// Errors: `Invalid` for another kind of input.
+    pub fn chunks(
+        &self,
+        input: &Input,
+        field: &str,
+        prompt: Option<&str>,
+        overlap: usize,
+        limit: usize,
+    ) -> Result<Vec<Encoding>> {
+        match (input, &self.text) {
+            (Input::Text(text), Some(encoder)) => encoder.text_chunks(text, field, prompt, overlap, limit),
+            (Input::TokenIds(ids), Some(encoder)) => encoder.id_chunks(ids, field, overlap, limit),
+            _ => {
+                let reason = format!("{} is not read in chunks; leave `chunk_overlap` out", input.kind());
                 Err(Error::Invalid { field: field.to_string(), reason })
             }
         }
@@ -101,12 +147,7 @@ impl Encoder {
     }
 }
 
-fn take_values(
-    values: &[f32],
-    shape: ValuesShape,
-    tables: &[(Range<usize>, usize)],
-    field: &str,
-) -> Result<Encoding> {
+fn take_values(values: &[f32], shape: ValuesShape, tables: &[(Range<usize>, usize)], field: &str) -> Result<Encoding> {
     let invalid = |reason: String| Err(Error::Invalid { field: field.to_string(), reason });
     if values.len() != shape.num_values {
         return invalid(format!("has {} values, the model takes {}", values.len(), shape.num_values));

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use tokenizers::{PostProcessor, Tokenizer};
 
+use super::super::judge::{Asked, Judge, Question};
 use super::Encoding;
 use crate::output::Token;
 use crate::request::{Truncation, TruncationDirection};
@@ -21,6 +22,8 @@ pub struct TextEncoder {
     num_added_tokens: usize,
     /// The same around a pair.
     num_added_to_pairs: usize,
+    /// Of a causal language model that is asked about pairs.
+    judge: Option<Judge>,
 }
 
 impl TextEncoder {
@@ -31,7 +34,13 @@ impl TextEncoder {
         tokenizer.with_padding(None);
         let num_added = |is_pair| tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(is_pair));
         let (num_added_tokens, num_added_to_pairs) = (num_added(false), num_added(true));
-        Self { tokenizer, max_seq_len, vocab_size, num_added_tokens, num_added_to_pairs }
+        Self { tokenizer, max_seq_len, vocab_size, num_added_tokens, num_added_to_pairs, judge: None }
+    }
+
+    /// Puts a question around every pair and every text. Errors: the reason why it cannot.
+    pub(in super::super) fn asking(self, question: Question) -> Result<Self, String> {
+        let judge = Judge::new(question, &self.tokenizer, self.max_seq_len)?;
+        Ok(Self { judge: Some(judge), ..self })
     }
 
     /// The id that stands for a token to be filled in, in vocabularies that have one.
@@ -46,6 +55,9 @@ impl TextEncoder {
 
     /// One text; `prompt` goes before it.
     pub fn text(&self, text: &str, field: &str, prompt: Option<&str>, truncation: Truncation) -> Result<Encoding> {
+        if let Some(judge) = &self.judge {
+            return self.judged(judge, Asked::Text { prompt, text }, text.chars().count(), field, truncation);
+        }
         if text.is_empty() {
             return Err(Error::Empty { field: field.to_string() });
         }
@@ -92,6 +104,15 @@ impl TextEncoder {
             return Err(Error::Empty { field: field.to_string() });
         }
         let num_chars = first.chars().count() + second.chars().count();
+        if let Some(judge) = &self.judge {
+            return self.judged(
+                judge,
+                Asked::Pair { prompt, query: first, document: second },
+                num_chars,
+                field,
+                truncation,
+            );
+        }
         let first = match prompt {
             Some(prompt) => Cow::Owned(format!("{prompt}{first}")),
             None => Cow::Borrowed(first),
@@ -115,6 +136,91 @@ impl TextEncoder {
         self.finished(&encoding, num_chars, field)
     }
 
+    /// What is too long is cut from what stands between the question's ends.
+    fn judged(
+        &self,
+        judge: &Judge,
+        asked: Asked,
+        num_chars: usize,
+        field: &str,
+        truncation: Truncation,
+    ) -> Result<Encoding> {
+        if num_chars == 0 {
+            return Err(Error::Empty { field: field.to_string() });
+        }
+        let mut body = judge.body(&self.tokenizer, asked, field)?;
+        let got = body.len() + judge.num_added();
+        if got > self.max_seq_len {
+            let direction = tokenizers_direction(self.direction(truncation, field, got)?);
+            body.truncate(self.max_seq_len.saturating_sub(judge.num_added()), 0, direction);
+            body.take_overflowing();
+        }
+        let input_ids = judge.around(body.get_ids());
+        self.check_ids(&input_ids, field)?;
+        Ok(Encoding { input_ids, token_type_ids: Vec::new(), num_chars, values: Vec::new() })
+    }
+
+    /// A text in chunks, each with the prompt before it and special tokens around it; one that fits is its only chunk.
+    /// Each chunk repeats the last `overlap` tokens of the one before. All characters are the first one's.
+    ///
+    /// Errors: as [`TextEncoder::text`] but for the length; `TooLarge` with unit "chunks" for more than `limit`,
+    /// `Invalid` naming `chunk_overlap` where so many tokens fill a chunk.
+    pub fn text_chunks(
+        &self,
+        text: &str,
+        field: &str,
+        prompt: Option<&str>,
+        overlap: usize,
+        limit: usize,
+    ) -> Result<Vec<Encoding>> {
+        match self.text(text, field, prompt, Truncation::Refuse) {
+            Err(Error::TooLarge { unit: "tokens", .. }) => {}
+            fits => return fits.map(|encoding| vec![encoding]),
+        }
+        let invalid = |e: tokenizers::Error| Error::Invalid { field: field.to_string(), reason: e.to_string() };
+        // A tokenizer could join the prompt's last word and the text's first: in chunks each is read alone.
+        let prompt = self.tokenizer.encode_fast(prompt.unwrap_or_default(), false).map_err(invalid)?;
+        let mut whole = self.tokenizer.encode_fast(text, false).map_err(invalid)?;
+        let room = self.max_seq_len.saturating_sub(self.num_added_tokens + prompt.len());
+        self.check_chunks(whole.len(), room, overlap, field, limit)?;
+        whole.truncate(room, overlap, tokenizers::TruncationDirection::Right);
+        let rest = whole.take_overflowing();
+        let mut num_chars = text.chars().count();
+        let mut chunks = Vec::with_capacity(1 + rest.len());
+        for part in std::iter::once(whole).chain(rest) {
+            let chunk = tokenizers::Encoding::merge([prompt.clone(), part], false);
+            let chunk = self.tokenizer.post_process(chunk, None, true).map_err(invalid)?;
+            chunks.push(self.finished(&chunk, std::mem::take(&mut num_chars), field)?);
+        }
+        Ok(chunks)
+    }
+
+    /// Ids in chunks, as they are.
+    pub fn id_chunks(&self, ids: &[u32], field: &str, overlap: usize, limit: usize) -> Result<Vec<Encoding>> {
+        let chunk = |ids: &[u32]| Encoding { input_ids: ids.to_vec(), ..Encoding::default() };
+        if ids.len() <= self.max_seq_len {
+            return Ok(vec![self.ids(ids, field, Truncation::Refuse)?]);
+        }
+        self.check_ids(ids, field)?;
+        let room = self.max_seq_len;
+        let num_chunks = self.check_chunks(ids.len(), room, overlap, field, limit)?;
+        let starts = (0..num_chunks).map(|i| i * (room - overlap));
+        Ok(starts.map(|start| chunk(&ids[start..ids.len().min(start + room)])).collect())
+    }
+
+    /// How many chunks of `room` tokens `len` > `room` tokens are.
+    fn check_chunks(&self, len: usize, room: usize, overlap: usize, field: &str, limit: usize) -> Result<usize> {
+        if overlap >= room {
+            let reason = format!("{overlap} is not below the {room} tokens of a chunk");
+            return Err(Error::Invalid { field: "chunk_overlap".to_string(), reason });
+        }
+        let num_chunks = 1 + len.saturating_sub(room).div_ceil(room - overlap);
+        if num_chunks > limit {
+            return Err(Error::TooLarge { field: field.to_string(), got: num_chunks, limit, unit: "chunks" });
+        }
+        Ok(num_chunks)
+    }
+
     /// Ids as they are, cut where that is asked for.
     pub fn ids(&self, ids: &[u32], field: &str, truncation: Truncation) -> Result<Encoding> {
         if ids.is_empty() {
@@ -135,7 +241,8 @@ impl TextEncoder {
     fn direction(&self, truncation: Truncation, field: &str, got: usize) -> Result<TruncationDirection> {
         match truncation {
             Truncation::Cut(direction) => Ok(direction),
-            Truncation::Refuse => {
+            // An input in chunks is asked for as such: what comes here is to be whole.
+            Truncation::Refuse | Truncation::Chunk { .. } => {
                 Err(Error::TooLarge { field: field.to_string(), got, limit: self.max_seq_len, unit: "tokens" })
             }
         }

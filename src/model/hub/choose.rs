@@ -11,10 +11,13 @@ pub struct Chosen {
 }
 
 /// What a loader reads beside weights, in the root or in a module's folder (`1_Pooling/`).
-const BESIDE: [&str; 9] = [
+const BESIDE: [&str; 12] = [
     "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "chat_template.jinja",
     "special_tokens_map.json",
     "modules.json",
     "config_sentence_transformers.json",
@@ -41,11 +44,14 @@ pub fn choose(names: &[String], gguf: Option<&str>) -> Result<Chosen, String> {
     let has = |file: &str| small.iter().any(|n| base(n) == file);
     // A GGUF file may carry both in its metadata.
     for needed in ["config.json", "tokenizer.json"] {
-        if !is_gguf && !has(needed) {
+        // A model of images has no tokenizer.
+        let is_needed = needed != "tokenizer.json" || !has("preprocessor_config.json");
+        if !is_gguf && is_needed && !has(needed) {
             return Err(format!("has no {needed}"));
         }
     }
-    let files = small.into_iter().chain(weights.iter().cloned()).collect();
+    let dense = names.iter().filter(|n| is_gguf && is_dense(n)).cloned();
+    let files = small.into_iter().chain(dense).chain(weights.iter().cloned()).collect();
     Ok(Chosen { files, weights: if is_gguf { weights } else { Vec::new() } })
 }
 
@@ -53,16 +59,19 @@ pub fn choose(names: &[String], gguf: Option<&str>) -> Result<Chosen, String> {
 fn weights(names: &[String]) -> Result<Vec<String>, String> {
     let single: Vec<String> =
         names.iter().filter(|n| is_module_file(n) && base(n) == "model.safetensors").cloned().collect();
-    if !single.is_empty() {
-        return Ok(single);
-    }
+    let folder = |n: &str| n.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_string());
     let is_shard = |n: &str| base(n).starts_with("model-") && has_extension(n, "safetensors");
     let is_index = |n: &str| base(n) == "model.safetensors.index.json";
-    let mut shards: Vec<String> =
-        names.iter().filter(|n| is_module_file(n) && (is_shard(n) || is_index(n))).cloned().collect();
+    // A folder's one file goes before its shards; a Dense module has a file of its own beside an encoder's shards.
+    let is_whole = |n: &str| single.iter().any(|one| folder(one) == folder(n));
+    let is_part = |n: &&String| is_module_file(n) && (is_shard(n) || is_index(n)) && !is_whole(n);
+    let mut shards: Vec<String> = names.iter().filter(is_part).cloned().collect();
     if shards.iter().any(|n| is_index(n)) {
         shards.sort_by_key(|n| (!is_index(n), n.clone()));
-        return Ok(shards);
+        return Ok(single.into_iter().chain(shards).collect());
+    }
+    if !single.iter().all(|n| is_dense(n)) {
+        return Ok(single);
     }
     let mut ggufs: Vec<String> = names.iter().filter(|n| has_extension(n, "gguf")).cloned().collect();
     ggufs.sort();
@@ -95,6 +104,11 @@ fn asked_for(names: &[String], file: &str) -> Result<String, String> {
 
 fn is_beside(name: &str) -> bool {
     is_module_file(name) && BESIDE.contains(&base(name))
+}
+
+/// The weights of a module after the pooling.
+fn is_dense(name: &str) -> bool {
+    is_module_file(name) && name.ends_with("_Dense/model.safetensors")
 }
 
 fn is_document(name: &str) -> bool {
@@ -177,6 +191,25 @@ mod tests {
             weights,
             ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
         );
+    }
+
+    #[test]
+    fn modules_bring_their_own_weights() {
+        let beside =
+            ["config.json", "tokenizer.json", "modules.json", "2_Dense/config.json", "2_Dense/model.safetensors"];
+        let with = |more: &[&str]| pick(&[&beside[..], more].concat(), None);
+        assert_eq!(
+            with(&["model.safetensors"]).unwrap().files[4..],
+            ["2_Dense/model.safetensors", "model.safetensors"]
+        );
+        let shards = with(&["model-00001-of-00001.safetensors", "model.safetensors.index.json"]).unwrap();
+        let expected =
+            ["2_Dense/model.safetensors", "model.safetensors.index.json", "model-00001-of-00001.safetensors"];
+        assert_eq!(shards.files[4..], expected);
+        let gguf = with(&["m.gguf"]).unwrap();
+        assert_eq!(gguf.files[4..], ["2_Dense/model.safetensors", "m.gguf"]);
+        assert_eq!(gguf.weights, ["m.gguf"]);
+        assert!(with(&["pytorch_model.bin"]).unwrap_err().contains("only in other formats"));
     }
 
     #[test]

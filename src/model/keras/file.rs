@@ -85,7 +85,8 @@ impl KerasFile {
         let mut part = |name: &str, is_config: bool| -> Result<Vec<u8>> {
             let entry = zip.by_name(name).map_err(|e| fault(format!("{name}: {e}")))?;
             let (size, packed) = (entry.size(), entry.compressed_size());
-            let limit = if is_config { MAX_CONFIG_BYTES } else { packed.saturating_mul(MAX_RATIO).max(MAX_CONFIG_BYTES) };
+            let limit =
+                if is_config { MAX_CONFIG_BYTES } else { packed.saturating_mul(MAX_RATIO).max(MAX_CONFIG_BYTES) };
             if size > limit {
                 return Err(fault(format!("{name}: {size} bytes, the limit is {limit}")));
             }

@@ -26,8 +26,7 @@ pub(super) fn convert(
     file: &KerasFile,
     shapes: &BTreeMap<String, Vec<usize>>,
 ) -> Result<(LayerList, BTreeMap<String, Copied>)> {
-    let mut converter =
-        Converter { file, shapes, list: LayerList::default(), tensors: BTreeMap::new(), num_calls: 0 };
+    let mut converter = Converter { file, shapes, list: LayerList::default(), tensors: BTreeMap::new(), num_calls: 0 };
     let scope = Scope::default();
     converter.list.outputs = converter.model(&file.config, &scope, None)?;
     if let Some(name) = shapes.keys().find(|name| !converter.list.inputs.iter().any(|input| input.name == **name)) {
@@ -189,7 +188,8 @@ impl Converter<'_> {
         let call = if number == 0 { name.to_string() } else { format!("{name}@{number}") };
         let (base, weights_base) = (format!("{}{call}", scope.values), format!("{}{name}", scope.weights));
         let class = layer["class_name"].as_str().unwrap_or_default();
-        let tensors = || args.iter().filter_map(|arg| if let Arg::Tensor(name) = arg { Some(name.clone()) } else { None });
+        let tensors =
+            || args.iter().filter_map(|arg| if let Arg::Tensor(name) = arg { Some(name.clone()) } else { None });
         if matches!(class, "Sequential" | "Functional" | "Model") {
             let inner = Scope {
                 values: format!("{base}/"),

@@ -136,13 +136,21 @@ pub(super) fn steps<T>(class: &str, config: &Value, args: &[Arg<T>], is_old: boo
             let size = reader.sizes("size")?;
             one(Kind::Upsample { size: if size.len() == 1 { vec![size[0]; default] } else { size } })
         }
-        "Dropout" | "SpatialDropout1D" | "SpatialDropout2D" | "GaussianNoise" | "GaussianDropout" | "AlphaDropout"
-        | "ActivityRegularization" | "Identity" => one(Kind::Identity),
+        "Dropout"
+        | "SpatialDropout1D"
+        | "SpatialDropout2D"
+        | "GaussianNoise"
+        | "GaussianDropout"
+        | "AlphaDropout"
+        | "ActivityRegularization"
+        | "Identity" => one(Kind::Identity),
         "Concatenate" => one(Kind::Concat { axis: reader.axes("axis")?.first().copied().unwrap_or(-1) }),
         "Average" => one(Kind::Average),
         "Maximum" => one(Kind::Maximum),
         "Minimum" => one(Kind::Minimum),
-        "Add" | "Subtract" | "Multiply" | "Divide" | "TrueDivide" => Ok(vec![step(arithmetic(class, args)?, Vec::new())]),
+        "Add" | "Subtract" | "Multiply" | "Divide" | "TrueDivide" => {
+            Ok(vec![step(arithmetic(class, args)?, Vec::new())])
+        }
         _ => Err("is not one of the layers that are imported".to_string()),
     }
 }
@@ -303,7 +311,8 @@ impl Reader<'_> {
             .zip(&mean)
             .map(|(deviation, mean)| if invert { (deviation, *mean) } else { (1.0 / deviation, -mean / deviation) })
             .unzip();
-        let numbers = |values: Vec<f64>| if values.len() == 1 { Numbers::One(values[0]) } else { Numbers::Each(values) };
+        let numbers =
+            |values: Vec<f64>| if values.len() == 1 { Numbers::One(values[0]) } else { Numbers::Each(values) };
         Ok(vec![step(Kind::Rescale { scale: numbers(scale), offset: numbers(offset) }, Vec::new())])
     }
 

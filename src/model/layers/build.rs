@@ -67,7 +67,9 @@ impl<'a> Build<'a> {
         names.sort_unstable();
         match names.iter().find(|name| !self.used.contains(**name)) {
             None => Ok(()),
-            Some(name) => Err(file_error(self.weights.path(), format!("tensor `{name}`: no layer of the list reads it"))),
+            Some(name) => {
+                Err(file_error(self.weights.path(), format!("tensor `{name}`: no layer of the list reads it")))
+            }
         }
     }
 }
@@ -152,7 +154,12 @@ impl Kind {
     pub(super) fn moves_only(&self) -> bool {
         matches!(
             self,
-            Self::Flatten | Self::Reshape { .. } | Self::Permute { .. } | Self::Repeat { .. } | Self::Identity | Self::Reverse
+            Self::Flatten
+                | Self::Reshape { .. }
+                | Self::Permute { .. }
+                | Self::Repeat { .. }
+                | Self::Identity
+                | Self::Reverse
         )
     }
 }

@@ -33,7 +33,13 @@ fn check_rank(b: &Build, spec: &LayerSpec, num_axes: usize, x: &[usize]) -> crat
 }
 
 /// Builds a convolution over the first `num_axes` of a row's axes.
-pub(super) fn conv(b: &mut Build, spec: &LayerSpec, words: &Conv, num_axes: usize, x: &[usize]) -> crate::Result<Built> {
+pub(super) fn conv(
+    b: &mut Build,
+    spec: &LayerSpec,
+    words: &Conv,
+    num_axes: usize,
+    x: &[usize],
+) -> crate::Result<Built> {
     check_rank(b, spec, num_axes, x)?;
     let (channels, groups) = (x[num_axes], words.groups);
     let mut shape = b.shape(spec, "kernel", num_axes + 2)?;

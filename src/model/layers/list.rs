@@ -139,7 +139,9 @@ pub enum Kind {
     SimpleRnn(Recurrent),
     /// The first axis of a row backwards.
     Reverse,
-    Activation { function: Activation },
+    Activation {
+        function: Activation,
+    },
     /// negative_slope * (x - threshold) below the threshold, x from there on, max_value at most.
     Relu {
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -162,17 +164,29 @@ pub enum Kind {
     },
     Flatten,
     /// One element may be -1.
-    Reshape { shape: Vec<i64> },
+    Reshape {
+        shape: Vec<i64>,
+    },
     /// A row's axes, counted from 1, in their new order.
-    Permute { axes: Vec<i64> },
+    Permute {
+        axes: Vec<i64>,
+    },
     /// A row of one axis, so many times.
-    Repeat { times: usize },
+    Repeat {
+        times: usize,
+    },
     /// For each axis of a row but the last, how many zeros before and behind.
-    ZeroPad { padding: Vec<(usize, usize)> },
+    ZeroPad {
+        padding: Vec<(usize, usize)>,
+    },
     /// For each axis of a row but the last, how many elements go at the beginning and the end.
-    Crop { cropping: Vec<(usize, usize)> },
+    Crop {
+        cropping: Vec<(usize, usize)>,
+    },
     /// Each element of all axes of a row but the last, so many times.
-    Upsample { size: Vec<usize> },
+    Upsample {
+        size: Vec<usize>,
+    },
     /// Nothing: what layers for training are at inference.
     #[serde(alias = "dropout")]
     Identity,

@@ -100,9 +100,10 @@ impl Graph {
                 return Err(fault("each input has a name of its own".to_string()));
             }
             let size = num_values(&input.shape).filter(|&size| size > 0);
-            row_values = size
-                .and_then(|size| row_values.checked_add(size).filter(|&sum| sum <= MAX_ROW_VALUES))
-                .ok_or_else(|| fault(format!("shape {:?} holds none or more than {MAX_ROW_VALUES} values", input.shape)))?;
+            row_values =
+                size.and_then(|size| row_values.checked_add(size).filter(|&sum| sum <= MAX_ROW_VALUES)).ok_or_else(
+                    || fault(format!("shape {:?} holds none or more than {MAX_ROW_VALUES} values", input.shape)),
+                )?;
             values.push(Value { shape: input.shape.clone(), origin: Some(i) });
         }
         if values.is_empty() {
@@ -134,7 +135,8 @@ impl Graph {
                 })?;
             if let Some(rows) = builder.table_rows.take() {
                 let origin = values[inputs[0]].origin.ok_or_else(|| {
-                    builder.fault(spec, "looks up what was computed; it takes an input, as it is or reshaped".to_string())
+                    builder
+                        .fault(spec, "looks up what was computed; it takes an input, as it is or reshaped".to_string())
                 })?;
                 let least: &mut Option<usize> = &mut table_rows[origin];
                 *least = Some(least.map_or(rows, |least| least.min(rows)));

@@ -24,7 +24,8 @@ pub(super) fn pool(
     x: &[usize],
 ) -> crate::Result<Built> {
     let strides = if words.strides.is_empty() { &words.size } else { &words.strides };
-    let are_right = |numbers: &[usize]| numbers.len() == num_axes && numbers.iter().all(|&n| (1..=1 << 16).contains(&n));
+    let are_right =
+        |numbers: &[usize]| numbers.len() == num_axes && numbers.iter().all(|&n| (1..=1 << 16).contains(&n));
     if x.len() != num_axes + 1 || !are_right(&words.size) || !are_right(strides) {
         let reason = format!("takes rows of {} axes, and as size and strides {num_axes} numbers", num_axes + 1);
         return Err(b.fault(spec, format!("{reason} from 1 to 65536; the row is {x:?}")));

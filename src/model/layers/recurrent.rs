@@ -10,7 +10,9 @@ use super::{Built, Layer};
 enum Cell {
     Lstm,
     /// The reset gate acts on the product, with a bias of its own, or on the state.
-    Gru { reset_after: bool },
+    Gru {
+        reset_after: bool,
+    },
     Simple,
 }
 

@@ -43,7 +43,9 @@ impl Window {
         for axis in along {
             let Along { len, size, stride, dilation } = *axis;
             let too_large = || format!("a window of {size} (dilation {dilation}) does not fit into {len} elements");
-            let Some(reach) = (size - 1).checked_mul(dilation).map(|reach| reach + 1) else { return Ok(Err(too_large())) };
+            let Some(reach) = (size - 1).checked_mul(dilation).map(|reach| reach + 1) else {
+                return Ok(Err(too_large()));
+            };
             let pads = match padding {
                 Padding::Valid => (0, 0),
                 Padding::Causal => (reach - 1, 0),

@@ -7,8 +7,7 @@ use bytes::Bytes;
 use super::super::answer;
 use super::super::elements::{Elements, Values};
 use super::super::infer::Answered;
-use super::super::signature::{Signature, TensorSpec};
-use super::super::tensor::{Data, Datatype, Tensor};
+use super::super::tensor::{Data, Tensor};
 use super::super::wire::{Asking, InferParameters, OutputParameters, OutputRequest, malformed, no_shared_memory};
 use super::pb::infer_parameter::ParameterChoice;
 use super::pb::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
@@ -18,6 +17,8 @@ use super::pb::{
     DataType, InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse, ModelInput, ModelOutput,
     ModelTensorReshape,
 };
+use crate::api::tensors::Datatype;
+use crate::api::tensors::signature::{Signature, TensorSpec};
 use crate::{Error, Result};
 
 const SHARED_MEMORY: &str = "shared_memory_region";
@@ -88,25 +89,34 @@ fn elements_of(name: &str, datatype: Datatype, contents: InferTensorContents) ->
         };
         bytes.into_iter().enumerate().map(text).collect::<Result<Vec<_>>>()
     };
-    let (values, len) = match datatype {
-        Datatype::Bytes => {
-            let texts = texts(contents.bytes_contents)?;
-            let len = texts.len();
-            (Values::Texts(texts), len)
+    let values = match datatype {
+        Datatype::Bytes => Values::Texts(texts(contents.bytes_contents)?),
+        Datatype::Int64 => Values::Ints(contents.int64_contents),
+        Datatype::Int8 | Datatype::Int16 | Datatype::Int32 => {
+            Values::Ints(contents.int_contents.into_iter().map(i64::from).collect())
         }
-        Datatype::Int64 => {
-            let len = contents.int64_contents.len();
-            (Values::Ints(contents.int64_contents), len)
+        Datatype::Uint8 | Datatype::Uint16 | Datatype::Uint32 => {
+            Values::Ints(contents.uint_contents.into_iter().map(i64::from).collect())
         }
-        Datatype::Int32 => {
-            let ints: Vec<i64> = contents.int_contents.into_iter().map(i64::from).collect();
-            let len = ints.len();
-            (Values::Ints(ints), len)
+        // Beyond 2^63 nothing takes them, as below it.
+        Datatype::Uint64 => {
+            let int = |int| i64::try_from(int).unwrap_or(i64::MAX);
+            Values::Ints(contents.uint64_contents.into_iter().map(int).collect())
         }
-        other => {
-            let reason = format!("no input of these models is of {}", other.as_str());
+        Datatype::Bool => Values::Bools(contents.bool_contents),
+        Datatype::Fp32 => Values::Floats(contents.fp32_contents.into_iter().map(f64::from).collect()),
+        Datatype::Fp64 => Values::Floats(contents.fp64_contents),
+        Datatype::Fp16 | Datatype::Bf16 => {
+            let reason = format!("{} is taken as raw contents alone", datatype.as_str());
             return Err(Error::Invalid { field: name.to_string(), reason });
         }
+    };
+    let len = match &values {
+        Values::Texts(texts) => texts.len(),
+        Values::Ints(ints) => ints.len(),
+        Values::Floats(floats) => floats.len(),
+        Values::Bools(bools) => bools.len(),
+        Values::None => 0,
     };
     Ok(Elements { values: if len == 0 { Values::None } else { values }, dims: vec![len] })
 }
@@ -137,7 +147,7 @@ pub fn response_of(answered: Answered) -> Result<ModelInferResponse> {
     let raw_output_contents = raw.collect::<Result<_>>()?;
     let output = |output: &answer::Output| InferOutputTensor {
         name: output.0.name.to_string(),
-        datatype: output.0.datatype.as_str().to_string(),
+        datatype: output.0.datatype().as_str().to_string(),
         shape: output.0.shape.iter().map(|&dim| dim as i64).collect(),
         parameters: HashMap::new(),
         contents: None,
@@ -179,5 +189,5 @@ pub fn config_tensors(signature: &Signature) -> (Vec<ModelInput>, Vec<ModelOutpu
         let (dims, is_scalar) = spec.config_dims();
         ModelOutput { name: spec.name.to_string(), data_type: data_type(spec), dims, reshape: reshape(is_scalar) }
     };
-    (signature.inputs.iter().map(input).collect(), signature.outputs.iter().map(output).collect())
+    (signature.inputs().iter().map(input).collect(), signature.outputs.iter().map(output).collect())
 }

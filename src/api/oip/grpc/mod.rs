@@ -2,7 +2,7 @@
 //!
 //! The calls do what the routes of REST do, through the same functions; `convert` is between the messages and these.
 
-mod convert;
+pub(super) mod convert;
 mod health;
 mod service;
 

@@ -8,8 +8,7 @@ use axum::extract::State;
 use futures::FutureExt;
 use tonic::{Request, Response, Status};
 
-use super::super::metadata::EXTENSIONS;
-use super::super::signature::{Signature, platform};
+use super::super::metadata::{EXTENSIONS, platform};
 use super::super::statistics::{self, ModelStatistics as Counted};
 use super::super::{ModelPath, infer, metadata, repository};
 use super::convert;
@@ -18,6 +17,7 @@ use super::pb::repository_index_response::ModelIndex;
 use super::pb::*;
 use crate::api::body::Call;
 use crate::api::status::{Fault, grpc_status};
+use crate::api::tensors::signature::Signature;
 use crate::api::{ApiState, health};
 use crate::inference::CacheUse;
 use crate::request::Priority;
@@ -76,7 +76,7 @@ impl Service {
     fn config(&self, path: ModelPath) -> Result<ModelConfigResponse, Fault> {
         let info = path.find(&self.state)?;
         let limits = self.state.engine.limits(Some(&info.name))?;
-        let (input, output) = convert::config_tensors(&Signature::of(&info));
+        let (input, output) = convert::config_tensors(&Signature::main(&info));
         let dynamic_batching = ModelDynamicBatching {
             preferred_batch_size: vec![limits.max_batch_size as i32],
             max_queue_delay_microseconds: limits.max_queue_delay.as_micros() as u64,
@@ -184,13 +184,13 @@ impl GrpcInferenceService for Service {
         let ModelMetadataRequest { name, version } = request.into_inner();
         let metadata = async {
             let info = ModelPath::new(name, version).find(&self.state)?;
-            let Signature { inputs, outputs } = Signature::of(&info);
+            let signature = Signature::main(&info);
             Ok(ModelMetadataResponse {
                 name: info.name.to_string(),
                 versions: vec![info.version.clone()],
                 platform: platform(&info),
-                inputs: inputs.iter().map(convert::metadata).collect(),
-                outputs: outputs.iter().map(convert::metadata).collect(),
+                inputs: signature.inputs().iter().map(convert::metadata).collect(),
+                outputs: signature.outputs.iter().map(convert::metadata).collect(),
             })
         };
         self.call("ModelMetadata", metadata).await
