@@ -130,7 +130,8 @@ fn an_open_size_is_refused_until_it_is_given() {
 #[test]
 fn signatures_are_those_of_the_file() {
     let (_root, model) = imported("joined.keras", &[]).unwrap();
-    let names = |specs: &[TensorSpec]| specs.iter().map(|s| (s.name.clone(), s.dtype, s.shape.clone())).collect::<Vec<_>>();
+    let names =
+        |specs: &[TensorSpec]| specs.iter().map(|s| (s.name.clone(), s.dtype, s.shape.clone())).collect::<Vec<_>>();
     let expected = [("a", Datatype::F32, vec![4]), ("b", Datatype::F32, vec![4]), ("kind", Datatype::I64, vec![2])];
     assert_eq!(names(&model.info.signature.inputs), expected.map(|(n, d, s)| (n.to_string(), d, s)));
     let expected = [("class", Datatype::F32, vec![3]), ("value", Datatype::F32, vec![1])];
@@ -191,7 +192,8 @@ fn by_hand(layers: &str, weights: &[(&str, &[usize])]) -> Result<LoadedModel, Er
 
 #[test]
 fn a_list_by_hand_is_computed_and_its_faults_name_the_layer() {
-    let x = "outputs = [\"y\"]\n[[versions.1.inputs]]\nname = \"x\"\nshape = [2]\n[[versions.1.layers]]\nname = \"y\"\n";
+    let x =
+        "outputs = [\"y\"]\n[[versions.1.inputs]]\nname = \"x\"\nshape = [2]\n[[versions.1.layers]]\nname = \"y\"\n";
     let model = by_hand(&format!("{x}kind = \"dense\"\n"), &[("y.kernel", &[2, 3]), ("y.bias", &[3])]).unwrap();
     assert_eq!(compute(&model, &[vec![2.0, 3.0]]), [[6.0; 3]]);
     let cases: [(&str, &[(&str, &[usize])], &str); 8] = [

@@ -111,10 +111,11 @@ impl HeadConfig {
         if class.ends_with("ForSequenceClassification") {
             return Some(if self.labels.len() == 1 { "rerank" } else { "classify" });
         }
-        if class.ends_with("ForImageClassification") {
-            return Some("classify");
-        }
-        let ours = [("ForTokenClassification", "token_classify"), ("ForMaskedLM", "fill_mask")];
+        let ours = [
+            ("ForTokenClassification", "token_classify"),
+            ("ForMaskedLM", "fill_mask"),
+            ("ForImageClassification", "classify"),
+        ];
         ours.iter().find(|(ending, _)| class.ends_with(ending)).map(|(_, task)| *task)
     }
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
 
 use candle_core::Device;
 
@@ -19,7 +18,7 @@ use super::names;
 use super::pack::Pooling;
 use super::sentence::{SentenceConfig, VectorModule, check_widths};
 use super::signature::Signature;
-use super::weights::{Format, Weights, file_error};
+use super::weights::{Format, Weights, file_error, modified};
 use super::{Backend, LoadedModel, ModelInfo, Placed, tensors, tokenizer, trunk, vision};
 use crate::ops::device;
 use crate::{Error, Result};
@@ -88,7 +87,7 @@ pub fn describe(spec: &ModelSpec, devices: &[Device]) -> Result<(Arc<ModelInfo>,
         return tensors::describe(spec, devices);
     }
     if let Some(vision) = vision::load::describe(spec, devices)? {
-        return Ok((Arc::new(vision.info), Arc::new(vision.encoder)));
+        return Ok(vision.named());
     }
     let Described { info, encoder, .. } = described(spec, devices)?;
     Ok((Arc::new(info), Arc::new(encoder)))
@@ -400,10 +399,4 @@ fn prompts(
         }
         _ => Ok((prompts, default_prompt)),
     }
-}
-
-/// Unix seconds of a file's last change; 0 where the file system does not say.
-pub(super) fn modified(path: &Path) -> u64 {
-    let modified = path.metadata().and_then(|metadata| metadata.modified()).ok();
-    modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |age| age.as_secs())
 }

@@ -178,6 +178,12 @@ fn only_file(dir: &Path) -> Result<PathBuf> {
     }
 }
 
+/// Unix seconds of a file's last change; 0 where the file system does not say.
+pub(super) fn modified(path: &Path) -> u64 {
+    let modified = path.metadata().and_then(|metadata| metadata.modified()).ok();
+    modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |age| age.as_secs())
+}
+
 pub(crate) fn open_file(path: &Path) -> Result<File> {
     File::open(path).map_err(|e| file_error(path, e))
 }

@@ -41,10 +41,10 @@ pub struct Encoder {
     text: Option<TextEncoder>,
     /// `None` for models that take no tensors.
     tensors: Option<ValuesShape>,
-    /// Which values of a row are looked up in a table, and how many rows that has.
-    tables: Vec<(Range<usize>, usize)>,
     /// `None` for models that take no images.
     images: Option<ImageEncoder>,
+    /// Which values of a row are looked up in a table, and how many rows that has.
+    tables: Vec<(Range<usize>, usize)>,
     max_seq_len: usize,
 }
 
@@ -63,17 +63,18 @@ impl Encoder {
 
     /// Of a tensor model, whose inputs are so many values.
     pub fn of_tensors(values: ValuesShape) -> Self {
-        Self { text: None, tensors: Some(values), tables: Vec::new(), images: None, max_seq_len: values.num_tokens }
-    }
-
-    /// The same, for a model that looks some of its values up: they are whole numbers from 0, below these bounds.
-    pub fn with_tables(self, tables: Vec<(Range<usize>, usize)>) -> Self {
-        Self { tables, ..self }
+        let max_seq_len = values.num_tokens;
+        Self { text: None, tensors: Some(values), tables: Vec::new(), images: None, max_seq_len }
     }
 
     /// Of a model of images, and of texts where it has a tokenizer.
     pub fn of_images(images: ImageEncoder, text: Option<TextEncoder>, max_seq_len: usize) -> Self {
         Self { text, tensors: None, tables: Vec::new(), images: Some(images), max_seq_len }
+    }
+
+    /// The same, for a model that looks some of its values up: they are whole numbers from 0, below these bounds.
+    pub fn with_tables(self, tables: Vec<(Range<usize>, usize)>) -> Self {
+        Self { tables, ..self }
     }
 
     /// The id that stands for a token to be filled in, in vocabularies that have one.

@@ -15,12 +15,11 @@ use crate::model::fingerprint::{Facts, fingerprint};
 use crate::model::head::{Head, Projection, ScoredAt};
 use crate::model::image::Preprocessor;
 use crate::model::labels::HeadConfig;
-use crate::model::load::modified;
 use crate::model::manifest::ModelSpec;
 use crate::model::pack::Pooling;
 use crate::model::sentence::SentenceConfig;
 use crate::model::signature::{Modality, Signature, ValuesShape};
-use crate::model::weights::{Weights, file_error};
+use crate::model::weights::{Weights, file_error, modified};
 use crate::model::{LoadedModel, ModelInfo, Placed, tokenizer};
 use crate::ops::device;
 use crate::ops::image::Plane;
@@ -130,6 +129,11 @@ pub(in crate::model) fn describe(spec: &ModelSpec, devices: &[Device]) -> Result
 }
 
 impl Described {
+    /// Enough to name the model's results.
+    pub fn named(self) -> (Arc<ModelInfo>, Arc<Encoder>) {
+        (Arc::new(self.info), Arc::new(self.encoder))
+    }
+
     /// Onto each of several devices, where every one computes in f32.
     ///
     /// Blocks: reads all weights.
