@@ -55,6 +55,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("image", &["model"]),
     ("fast_image_resize", &["model"]),
     ("hf_hub", &["model"]),
+    ("hdf5_pure", &["model"]),
+    ("zip", &["model"]),
     ("mongodb", &["store"]),
     ("redis", &["store"]),
     ("rusqlite", &["store"]),

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::file::Var;
 use crate::model::layers::list::{Activation, Conv, Dense, Keep, Kind, Numbers, Padding, Pool, Recurrent};
 
-/// What a layer becomes: steps one after another, of which the last has the layer's own name.
+/// Our layers for one of Keras, one after another; the last has its name.
 pub(super) type Steps = Vec<Step>;
 
 /// One of our layers.
@@ -230,7 +230,6 @@ impl Reader<'_> {
     fn activation(&self, key: &str) -> Result<Activation, String> {
         let word = match &self.config[key] {
             Value::Null => return Ok(Activation::Linear),
-            // Keras 3 writes functions so where it does not write their name alone.
             Value::Object(object) if object.get("class_name").is_some_and(|class| class == "function") => {
                 object.get("config").cloned().unwrap_or_default()
             }
@@ -305,7 +304,6 @@ impl Reader<'_> {
         if mean.len() != variance.len() || (mean.len() > 1 && axes.as_slice() != [-1]) {
             return Err("constants are for the last axis, as many of mean and variance".to_string());
         }
-        // As Keras divides: never by less than its epsilon.
         let deviations = variance.iter().map(|variance| variance.sqrt().max(1e-7));
         let (scale, offset): (Vec<f64>, Vec<f64>) = deviations
             .zip(&mean)

@@ -9,14 +9,9 @@
 //! shape = [5]                          # of one row
 //!
 //! [[versions.1.layers]]
-//! name = "hidden"                      # its tensors are `hidden.kernel` and `hidden.bias`
+//! name = "probabilities"               # its tensors are `probabilities.kernel` and `probabilities.bias`
 //! kind = "dense"
-//! activation = "relu"
-//!
-//! [[versions.1.layers]]
-//! name = "probabilities"
-//! kind = "dense"
-//! inputs = ["hidden"]                  # unless given, the layer before it, and the first input for the first layer
+//! inputs = ["x"]                       # unless given, the layer before it, and the first input for the first layer
 //! activation = "softmax"
 //! ```
 //!

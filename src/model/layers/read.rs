@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use toml::de::DeValue;
 
-use super::list::{InputSpec, LayerList, LayerSpec};
+use super::list::{InputSpec, Kind, LayerList, LayerSpec};
 use crate::model::section::{Faults, Section};
 
 /// Takes `inputs`, `outputs` and `layers` of a version; `None` where there is none of them.
@@ -46,12 +46,37 @@ pub(in crate::model) fn layer(value: Value) -> Result<LayerSpec, String> {
     let name = from_value(fields.remove("name").ok_or("`name` is missing")?).map_err(|e| format!("name: {e}"))?;
     let inputs = fields.remove("inputs").map_or_else(|| Ok(Vec::new()), from_value);
     let weights = fields.remove("weights").map(from_value).transpose();
+    let has_more = fields.len() > 1;
+    let kind: Kind = from_value(Value::Object(fields))?;
+    if has_more && is_bare(&kind) {
+        return Err(format!("kind `{}` has no further keys", kind.word()));
+    }
     Ok(LayerSpec {
         name,
         inputs: inputs.map_err(|e| format!("inputs: {e}"))?,
         weights: weights.map_err(|e| format!("weights: {e}"))?,
-        kind: from_value(Value::Object(fields))?,
+        kind,
     })
+}
+
+/// Whether a kind is a word alone: of these serde passes over keys that it does not know.
+fn is_bare(kind: &Kind) -> bool {
+    use Kind::*;
+    matches!(
+        kind,
+        Embedding
+            | Reverse
+            | Prelu
+            | Flatten
+            | Identity
+            | Add
+            | Subtract
+            | Multiply
+            | Divide
+            | Average
+            | Maximum
+            | Minimum
+    )
 }
 
 fn from_value<T: DeserializeOwned>(value: Value) -> Result<T, String> {
