@@ -196,7 +196,9 @@ fn a_list_by_hand_is_computed_and_its_faults_name_the_layer() {
         "outputs = [\"y\"]\n[[versions.1.inputs]]\nname = \"x\"\nshape = [2]\n[[versions.1.layers]]\nname = \"y\"\n";
     let model = by_hand(&format!("{x}kind = \"dense\"\n"), &[("y.kernel", &[2, 3]), ("y.bias", &[3])]).unwrap();
     assert_eq!(compute(&model, &[vec![2.0, 3.0]]), [[6.0; 3]]);
-    let cases: [(&str, &[(&str, &[usize])], &str); 8] = [
+    /// What a layer says, the tensors that are there, and what the fault names.
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a [usize])], &'a str);
+    let cases: [Case; 8] = [
         ("kind = \"dense\"\n", &[("y.kernel", &[3, 3]), ("y.bias", &[3])], "y.kernel"),
         ("kind = \"dense\"\n", &[("y.kernel", &[2, 3])], "y.bias"),
         ("kind = \"dense\"\nuse_bias = false\n", &[("y.kernel", &[2, 3]), ("y.bias", &[3])], "no layer of the list"),

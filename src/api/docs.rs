@@ -60,7 +60,7 @@ pub fn routes() -> Router<ApiState> {
         tei::invocations,
         tei::vertex::vertex,
         tei::embed,
-        tei::similarity,
+        tei::similarity::similarity,
         tei::heads::embed_all,
         tei::heads::embed_sparse,
         tei::heads::predict,

@@ -34,7 +34,7 @@ pub fn json(bytes: &[u8]) {
     read::<openai::embeddings::EmbeddingsBody>(bytes);
     read::<openai::batches::BatchBody>(bytes);
     read::<tei::EmbedBody>(bytes);
-    read::<tei::SimilarityBody>(bytes);
+    read::<tei::similarity::SimilarityBody>(bytes);
     read::<tei::MainTaskBody>(bytes);
     read::<tei::heads::PredictBody>(bytes);
     read::<tei::heads::RerankBody>(bytes);

@@ -2,6 +2,7 @@
 
 pub mod heads;
 mod pipeline;
+pub mod similarity;
 pub mod tokens;
 pub mod vertex;
 
@@ -17,14 +18,14 @@ use super::body::Call;
 use super::docs::Refusals;
 use super::forms::{self, Dtype, EncodingFormat, Form};
 use super::images::to_base64;
-use super::inputs::{Inputs, check_count, renamed};
+use super::inputs::{Inputs, renamed};
 use super::negotiate::{self, Media};
 use super::phases::{Served, attach};
 use super::status::{Fault, Kind};
-use super::{ApiState, body, write};
+use super::{ApiState, body};
 use crate::model::ModelInfo;
 use crate::model::signature::Modality;
-use crate::request::{Input, Request as Embed, Task, TaskParams, Truncation, TruncationDirection};
+use crate::request::{Request as Embed, Task, TaskParams, Truncation, TruncationDirection};
 use crate::{Error, Result};
 
 /// The routes of text-embeddings-inference's protocol.
@@ -38,7 +39,7 @@ pub fn routes() -> Router<ApiState> {
         .route("/embed_sparse", post(heads::embed_sparse))
         .route("/predict", post(heads::predict))
         .route("/rerank", post(heads::rerank))
-        .route("/similarity", post(similarity))
+        .route("/similarity", post(similarity::similarity))
         .route("/tokenize", post(tokens::tokenize))
         .route("/decode", post(tokens::decode))
         .route("/info", get(info))
@@ -138,86 +139,6 @@ async fn embed_call(state: &ApiState, call: Call<EmbedBody>, media: Media) -> Re
     Ok(response)
 }
 
-/// A text and those it is compared with.
-#[derive(Debug, Deserialize, ToSchema)]
-pub struct SimilarityInputs {
-    pub source_sentence: String,
-    pub sentences: Vec<String>,
-}
-
-/// How `/similarity` embeds its sentences.
-#[derive(Debug, Default, Deserialize, ToSchema)]
-pub struct SimilarityParameters {
-    #[schema(default = false)]
-    pub truncate: Option<bool>,
-    pub truncation_direction: Option<Direction>,
-    pub prompt_name: Option<String>,
-}
-
-/// The body of `/similarity`.
-#[derive(Debug, Deserialize, ToSchema)]
-pub struct SimilarityBody {
-    pub inputs: SimilarityInputs,
-    pub parameters: Option<SimilarityParameters>,
-}
-
-/// Cosine similarity of a text with others.
-#[utoipa::path(
-    post, path = "/similarity", tag = "text-embeddings-inference",
-    request_body(content = SimilarityBody, example = json!({"inputs": {"source_sentence": "w1 w2", "sentences": ["w1 w2", "w3"]}})),
-    responses((status = 200, body = Vec<f32>, description = "One cosine a sentence, in their order", example = json!([0.97, 0.12])), Refusals),
-)]
-pub async fn similarity(State(state): State<ApiState>, request: Request) -> Result<Response, Fault> {
-    let call = body::read::<SimilarityBody>(&state, request).await?;
-    similarity_call(&state, call).await
-}
-
-async fn similarity_call(state: &ApiState, call: Call<SimilarityBody>) -> Result<Response, Fault> {
-    let Call { body: SimilarityBody { inputs, parameters }, deadline, cache_use, priority, .. } = call;
-    let parameters = parameters.unwrap_or_default();
-    // One place of the limit is the source sentence's.
-    let limit = state.settings.max_client_batch_size.saturating_sub(1).max(1);
-    check_count("inputs.sentences", inputs.sentences.len(), limit)?;
-    let params = TaskParams {
-        task: Task::Embed,
-        normalize: Some(true),
-        dimensions: None,
-        truncation: truncation(parameters.truncate, parameters.truncation_direction),
-        prompt_name: parameters.prompt_name,
-    };
-    let texts = std::iter::once(inputs.source_sentence).chain(inputs.sentences).map(Input::Text).collect();
-    let request = Embed { model: None, inputs: texts, params, deadline, priority };
-    let computed = state.keeper.infer(request, cache_use, "tei", None).await.map_err(rename_similarity)?;
-    let served = Served::of(&computed);
-    let cosines = match computed.rows.split_first() {
-        // The rows are of length 1, so the product is the cosine.
-        Some((source, others)) => others.iter().map(|row| dot(source, row)).collect::<Vec<f32>>(),
-        None => return Err(Error::Internal { cause: "no rows came back".to_string() }.into()),
-    };
-    let mut out = write::buffer(cosines.len());
-    write::push_floats(&mut out, &cosines)?;
-    let mut response = write::json(out);
-    attach(&mut response, served);
-    Ok(response)
-}
-
-/// Input 0 is the source sentence, input i + 1 is sentence i.
-fn rename_similarity(error: Error) -> Error {
-    let ours = |field: String| {
-        let position = field.strip_prefix("input[").and_then(|rest| rest.strip_suffix(']')).map(str::parse::<usize>);
-        match position {
-            Some(Ok(0)) => "inputs.source_sentence".to_string(),
-            Some(Ok(i)) => format!("inputs.sentences[{}]", i - 1),
-            _ => field,
-        }
-    };
-    error.with_field(ours)
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(x, y)| x * y).sum()
-}
-
 /// What `POST /` takes, in the words of this protocol or with `parameters` as the Hugging Face inference API has it.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct MainTaskBody {
@@ -277,7 +198,7 @@ async fn main_task_call(
         // A token's vectors, and what else an encoder gives, have routes of their own.
         Task::Embed | Task::EmbedAll if inputs.is_object() => {
             let body = json!({"inputs": inputs, "parameters": parameters});
-            similarity_call(state, call.with(body::of_value(body)?)).await
+            similarity::similarity_call(state, call.with(body::of_value(body)?)).await
         }
         Task::Embed | Task::EmbedAll => {
             rest.extend(parameters.unwrap_or_default());
@@ -424,8 +345,8 @@ mod tests {
         assert_eq!(renamed(rename, "input[3]"), "inputs[3]");
         assert_eq!(renamed(rename, "input"), "inputs");
         assert_eq!(renamed(rename, "prompt_name"), "prompt_name");
-        assert_eq!(renamed(rename_similarity, "input[0]"), "inputs.source_sentence");
-        assert_eq!(renamed(rename_similarity, "input[3]"), "inputs.sentences[2]");
+        assert_eq!(renamed(similarity::rename, "input[0]"), "inputs.source_sentence");
+        assert_eq!(renamed(similarity::rename, "input[3]"), "inputs.sentences[2]");
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! From a [`ModelSpec`] to a running model: what the manifest leaves open, the model's own files say.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,7 +15,7 @@ use super::labels::HeadConfig;
 use super::manifest::{Dtype, ModelSpec};
 use super::names;
 use super::pack::Pooling;
-use super::sentence::{SentenceConfig, VectorModule, check_widths};
+use super::sentence::{self, SentenceConfig, VectorModule, check_widths};
 use super::signature::Signature;
 use super::weights::{Format, Weights, file_error, modified};
 use super::{Backend, LoadedModel, ModelInfo, Placed, tensors, tokenizer, trunk, vision};
@@ -145,7 +144,7 @@ fn described(spec: &ModelSpec, devices: &[Device]) -> Result<Described> {
     };
     check_widths(&sentence.modules, config.hidden_size)?;
     let dimensions = sentence.out_features().unwrap_or(config.hidden_size);
-    let (prompts, default_prompt) = prompts(spec, sentence.prompts, sentence.default_prompt)?;
+    let (prompts, default_prompt) = sentence::prompts(spec, sentence.prompts, sentence.default_prompt)?;
     // The same on all of them: it depends on the spec and on the kind of device.
     let dtype = devices.first().map_or("f32", |device| dtype_name(spec, device, &sentence.modules));
     let device_names = device::names(devices);
@@ -380,23 +379,5 @@ fn gguf_pooling(weights: &Weights) -> Result<Option<Pooling>> {
             gguf.path(),
             format!("metadata `bert.pooling_type` {other} is not supported; supported: 1 to 3"),
         )),
-    }
-}
-
-/// The spec's prompts over the files' ones, and a default that is one of them.
-fn prompts(
-    spec: &ModelSpec,
-    mut prompts: BTreeMap<String, String>,
-    default_prompt: Option<String>,
-) -> Result<(BTreeMap<String, String>, Option<String>)> {
-    prompts.extend(spec.prompts.clone());
-    let default_prompt = spec.default_prompt.clone().or(default_prompt);
-    match &default_prompt {
-        Some(name) if !prompts.contains_key(name) => {
-            let known: Vec<&str> = prompts.keys().map(String::as_str).collect();
-            let reason = format!("default prompt `{name}` is none of the prompts: {}", known.join(", "));
-            Err(file_error(&spec.dir, reason))
-        }
-        _ => Ok((prompts, default_prompt)),
     }
 }

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::config::lookup_module_activation;
 use super::config::{read_json, read_json_if_there};
 use super::judge::Answers;
+use super::manifest::ModelSpec;
 use super::pack::Pooling;
 use super::weights::{Weights, file_error};
 use crate::Result;
@@ -275,5 +276,23 @@ fn parse_pooling(config: &Value, file: &Path) -> Result<Pooling> {
             let reason = format!("several poolings side by side ({}) are not supported", several.join(", "));
             Err(file_error(file, reason))
         }
+    }
+}
+
+/// The spec's prompts over the files' ones, and a default that is one of them.
+pub(super) fn prompts(
+    spec: &ModelSpec,
+    mut prompts: BTreeMap<String, String>,
+    default_prompt: Option<String>,
+) -> Result<(BTreeMap<String, String>, Option<String>)> {
+    prompts.extend(spec.prompts.clone());
+    let default_prompt = spec.default_prompt.clone().or(default_prompt);
+    match &default_prompt {
+        Some(name) if !prompts.contains_key(name) => {
+            let known: Vec<&str> = prompts.keys().map(String::as_str).collect();
+            let reason = format!("default prompt `{name}` is none of the prompts: {}", known.join(", "));
+            Err(file_error(&spec.dir, reason))
+        }
+        _ => Ok((prompts, default_prompt)),
     }
 }
