@@ -1,8 +1,11 @@
 //! Broken model folders: every error names the file and the thing, none is a panic.
 
-use candle_core::{DType, Tensor};
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
 use eremois::Error;
 use eremois::model::quantize::{Target, quantize};
+use eremois::model::weights::Weights;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -481,4 +484,18 @@ fn what_gguf_has_no_form_for_is_not_quantized() {
         assert!(error.contains("config.json") && error.contains("GGUF has no form"), "{error}");
         assert!(!path.exists());
     }
+}
+
+#[test]
+fn seeds_of_the_fuzz_target_panic_nowhere() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/seeds/weights");
+    let mut num_tensors = 0;
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let Ok(weights) = Weights::open(&[entry.unwrap().path()], &Device::Cpu) else { continue };
+        for name in weights.names() {
+            let shape = weights.shape(name).unwrap().to_vec();
+            num_tensors += usize::from(weights.get(name, &shape).is_ok());
+        }
+    }
+    assert!(num_tensors >= 3, "{num_tensors} tensors were read");
 }

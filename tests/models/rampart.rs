@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use eremois::inference::outcome::entities::{Aggregation, entities};
+use eremois::inference::outcome::entities::{Aggregation, Entity, entities};
 use eremois::model::LoadedModel;
 use eremois::model::manifest::ModelSpec;
 use eremois::model::pack::{PackedInput, Wanted};
@@ -68,7 +68,9 @@ fn entities_of_a_sentence_are_found_where_they_stand() {
     let (_, row) = rows(&model, &[text]).remove(0);
     let tokens = model.encoder.tokenize(text, true).unwrap();
     let found = entities(&model.info.labels, &tokens, &row, Aggregation::First, text);
-    let found: Vec<(&str, &str)> = found.iter().map(|e| (e.label.as_str(), &text[e.start..e.end])).collect();
+    // Characters are bytes in this text; what is no entity is left out by the routes.
+    let place = |e: &Entity| (e.label.clone(), text[e.start..e.end].to_string());
+    let found: Vec<(String, String)> = found.iter().filter(|e| e.label != "O").map(place).collect();
     let expected = [
         ("GIVEN_NAME", "Maria"),
         ("SURNAME", "Gonzalez"),
@@ -78,5 +80,5 @@ fn entities_of_a_sentence_are_found_where_they_stand() {
         ("STATE", "Illinois"),
         ("ZIP_CODE", "62704"),
     ];
-    assert_eq!(found, expected);
+    assert_eq!(found, expected.map(|(label, text)| (label.to_string(), text.to_string())));
 }
