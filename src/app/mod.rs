@@ -35,6 +35,8 @@ use crate::jobs::Tasks;
 use crate::jobs::inference::Later;
 use crate::jobs::sweep::Sweep;
 use crate::metrics::{BUILD, Metrics, UPKEEP_INTERVAL};
+use crate::model::ModelInfo;
+use crate::model::signature::Modality;
 use crate::ops::monitor;
 use crate::serve::{self, Engine, Health};
 use crate::{Error, Result};
@@ -244,17 +246,24 @@ fn announce(settings: &Settings, address: SocketAddr, engine: &Engine, took: Dur
     // In JSON the log is for machines, and so is everything around it.
     if settings.log.format == LogFormat::Human {
         let (path, body) = first_request(engine);
+        let (media, option) = match body.starts_with('@') {
+            true => ("image/png", "--data-binary"),
+            false => ("application/json", "-d"),
+        };
         println!("eremois {} serves {} on http://{address} (docs at /docs)", BUILD.version, names.join(", "));
         println!("Try it:");
-        println!("  curl http://{address}{path} -H 'content-type: application/json' \\");
-        println!("    -d '{body}'");
+        println!("  curl http://{address}{path} -H 'content-type: {media}' \\");
+        println!("    {option} '{body}'");
     }
 }
 
 /// A request for what the default model does: its path and its body.
-fn first_request(engine: &Engine) -> (&'static str, String) {
-    let Some(info) = engine.models().into_iter().next() else { return ("/v1/models", String::new()) };
+fn first_request(engine: &Engine) -> (String, String) {
+    let Some(info) = engine.models().into_iter().next() else { return ("/v1/models".to_string(), String::new()) };
     let text = "The cat sits outside";
+    if !info.signature.takes(Modality::Text) && info.signature.takes(Modality::Image) {
+        return ("/".to_string(), "@image.png".to_string());
+    }
     let (path, body) = match info.task.as_str() {
         "classify" => ("/predict", json!({"inputs": text})),
         "rerank" => ("/rerank", json!({"query": "Where is the cat?", "texts": [text, "It rains"]})),
@@ -268,9 +277,19 @@ fn first_request(engine: &Engine) -> (&'static str, String) {
             };
             ("/", json!({"inputs": format!("The cat sits {mask}"), "parameters": {}}))
         }
-        _ => return ("/v1/embeddings", format!("{{\"model\": \"{}\", \"input\": \"{text}\"}}", info.name)),
+        "infer" => return (format!("/v1/models/{}:predict", info.name), json!({"inputs": zeros(&info)}).to_string()),
+        _ => {
+            let body = format!("{{\"model\": \"{}\", \"input\": \"{text}\"}}", info.name);
+            return ("/v1/embeddings".to_string(), body);
+        }
     };
-    (path, body.to_string())
+    (path.to_string(), body.to_string())
+}
+
+/// One row of zeros for each input of a tensor model.
+fn zeros(info: &ModelInfo) -> serde_json::Value {
+    let nested = |shape: &[usize]| shape.iter().rev().fold(json!(0), |inner, &size| json!(vec![inner; size]));
+    info.signature.inputs.iter().map(|input| (input.name.clone(), json!([nested(&input.shape)]))).collect()
 }
 
 /// Where requests come in.

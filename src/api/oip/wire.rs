@@ -254,7 +254,6 @@ mod tests {
                 input(json!({"parameters": {"binary_data_size": 3}})),
                 "inputs[0].parameters.binary_data_size: is 3, 0 bytes",
             ),
-            (input(json!({"data": [1.5]})), "inputs[0].data"),
             (input(json!({"data": ["a"], "shape": [-1]})), "inputs[0].shape[0]"),
             (input(json!({"data": ["a"], "datatype": "STRING"})), "inputs[0].datatype"),
             (input(json!({"parameters": {"shared_memory_region": "r"}})), "inputs[0].parameters.shared_memory_region"),

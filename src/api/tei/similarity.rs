@@ -49,6 +49,7 @@ pub async fn similarity(State(state): State<ApiState>, request: Request) -> Resu
     similarity_call(&state, call).await
 }
 
+/// [`similarity`], of a body that was read.
 pub async fn similarity_call(state: &ApiState, call: Call<SimilarityBody>) -> Result<Response, Fault> {
     let Call { body: SimilarityBody { inputs, parameters }, deadline, cache_use, priority, .. } = call;
     let parameters = parameters.unwrap_or_default();

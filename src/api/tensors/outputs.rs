@@ -37,6 +37,7 @@ pub struct OutputTensor {
 }
 
 impl OutputTensor {
+    /// The type of its elements.
     pub fn datatype(&self) -> Datatype {
         match self.values {
             Values::Rows(_) | Values::Floats(_) => Datatype::Fp32,

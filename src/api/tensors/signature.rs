@@ -26,12 +26,19 @@ use crate::model::{DEFAULT_TOP_K, ModelInfo};
 use crate::request::Task;
 use crate::{Error, Result};
 
+/// A text.
 pub const TEXT: &str = "text";
+/// What is read together with the text.
 pub const TEXT_PAIR: &str = "text_pair";
+/// What texts are ranked by.
 pub const QUERY: &str = "query";
+/// A file of an image.
 pub const IMAGE: &str = "image";
+/// Token ids.
 pub const INPUT_IDS: &str = "input_ids";
+/// 1 for each token that counts, 0 behind them.
 pub const ATTENTION_MASK: &str = "attention_mask";
+/// Which text of a pair a token is of.
 pub const TOKEN_TYPE_IDS: &str = "token_type_ids";
 
 /// A tensor as metadata describes it.

@@ -190,11 +190,16 @@ fn text(value: &AttrValue) -> Option<String> {
 /// The texts of an attribute, whichever way it holds them; none for one of numbers.
 fn texts(value: &AttrValue) -> Vec<String> {
     match value {
-        AttrValue::String(text) | AttrValue::AsciiString(text) | AttrValue::VarLenString(text) => vec![text.clone()],
+        AttrValue::String(text)
+        | AttrValue::AsciiString(text)
+        | AttrValue::VarLenString(text)
+        | AttrValue::VarLenAsciiString(text) => vec![text.clone()],
         AttrValue::StringSized { value, .. } | AttrValue::AsciiStringSized { value, .. } => vec![value.clone()],
         AttrValue::StringArray(texts)
         | AttrValue::AsciiStringArray(texts)
         | AttrValue::VarLenAsciiCharArray(texts)
+        | AttrValue::VarLenStringArray(texts)
+        | AttrValue::VarLenAsciiStringArray(texts)
         | AttrValue::StringArraySized { values: texts, .. }
         | AttrValue::AsciiStringArraySized { values: texts, .. } => texts.clone(),
         _ => Vec::new(),

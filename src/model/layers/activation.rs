@@ -93,6 +93,7 @@ pub(super) struct Prelu {
 }
 
 impl Prelu {
+    /// Reads `alpha`, which fits the shape `x` of a row or has 1 in its place.
     pub fn build(b: &mut Build, spec: &LayerSpec, x: &[usize]) -> crate::Result<Built> {
         let shape = b.shape(spec, "alpha", x.len())?;
         if shape.iter().zip(x).any(|(alpha, x)| alpha != x && *alpha != 1) {

@@ -36,6 +36,7 @@ impl Reader<'_> {
         self.weights.get(&format!("{}{name}", self.prefix), shape)
     }
 
+    /// A layer norm of [width]. Errors: as [`Self::get`].
     pub fn norm(&self, name: &str, width: usize, eps: f64) -> Result<AddLayerNorm> {
         AddLayerNorm::new(
             self.get(&format!("{name}.weight"), &[width])?,
