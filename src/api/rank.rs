@@ -67,7 +67,7 @@ pub async fn jina(State(state): State<ApiState>, request: Request) -> Result<Res
 
 /// How well documents answer a query, the best first.
 #[utoipa::path(
-    post, path = "/v2/rerank", tag = "cohere",
+    post, path = "/v2/rerank", tag = "Cohere",
     request_body(content = RankBody, example = json!({"query": "w1 w2", "documents": ["w1 w2", "w3"]})),
     responses((status = 200, body = Value, description = "`results` with `index` and `relevance_score`, the best first; `meta.billed_units`"), Refusals),
 )]
