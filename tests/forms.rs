@@ -281,7 +281,11 @@ async fn cohere_refusals_are_a_message() {
         (json!({"texts": ["w1"], "truncate": "MIDDLE"}), 400, "truncate: "),
         (json!({"texts": ["w1"], "output_dimension": 9}), 422, "output_dimension: "),
         (json!({"texts": ["w1"], "max_tokens": 3}), 422, "max_tokens: "),
-        (json!({"images": ["data:image/png;base64,aGk="], "input_type": "image"}), 422, "images: an image is nothing that this model takes"),
+        (
+            json!({"images": ["data:image/png;base64,aGk="], "input_type": "image"}),
+            422,
+            "images: an image is nothing that this model takes",
+        ),
         (json!({"inputs": [{"content": [{"type": "text", "text": "w1"}]}]}), 422, "inputs: expected `texts`"),
         (json!({"texts": vec!["w1"; 33]}), 413, "texts has 33 inputs, the limit is 32"),
     ] {
