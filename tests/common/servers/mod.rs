@@ -110,6 +110,9 @@ impl Daemon {
     /// Halts it in the middle of whatever it does: connections stay open and nothing answers.
     pub fn pause(&self) {
         self.signal("STOP");
+        // The signal was sent, but a thread that runs on another core stops a little later and may answer until then.
+        let pid = self.child.lock().as_ref().expect("the server runs").id();
+        wait_for("a server to halt", || is_halted(pid).then_some(()));
     }
 
     /// Lets it go on after [`Daemon::pause`].
@@ -172,4 +175,13 @@ pub fn bound(program: &Path) -> Command {
     let mut command = Command::new(tool);
     command.args(["--pdeathsig", "KILL"]).arg(program);
     command
+}
+
+/// Whether every thread of a process is stopped, by what the kernel tells of them; true where it tells nothing.
+fn is_halted(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads.map(|thread| fs::read_to_string(thread.path().join("stat")).unwrap_or_default()).all(|stat| {
+        // The state follows the name, which stands in brackets and may hold any character.
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+    })
 }
