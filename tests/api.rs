@@ -631,7 +631,10 @@ async fn the_document_tells_every_refusal_of_an_operation() {
         ["200", "400", "404", "408", "413", "415", "422", "429", "500", "503", "504"]
     );
     assert_eq!(statuses("/v2/models/{model}", "get"), ["200", "400", "404", "500", "503"]);
-    assert_eq!(statuses("/v2/repository/models/{model}/load", "post"), ["400", "422", "500"]);
+    assert_eq!(
+        statuses("/v2/repository/models/{model}/load", "post"),
+        ["200", "400", "404", "408", "409", "413", "415", "422", "500", "503"]
+    );
     assert_eq!(statuses("/v1/batches", "get"), ["200", "422", "500", "503"]);
     assert_eq!(
         statuses("/v1/models/{id}:predict", "post"),

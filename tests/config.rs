@@ -315,6 +315,7 @@ fn every_key_reads_and_writes_its_own_field() {
             form if form.starts_with("`memory`") => "redis://host",
             form if form.starts_with("auto") => "cpu",
             form if form.starts_with("human") => "json",
+            form if form.starts_with("settings") => "explicit",
             form if form.starts_with("application") => "all",
             form if form.starts_with("full") => "hash",
             form if form.starts_with("a level") => "debug",

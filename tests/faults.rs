@@ -16,6 +16,7 @@ use eremois::model::pack::PackedInput;
 use eremois::model::{Backend, InFlight, Rows};
 use eremois::output::Output;
 use eremois::request::{Input, Priority, Request, TaskParams};
+use eremois::serve::control::Fixed;
 use eremois::serve::policy::BatchLimits;
 use eremois::serve::{Engine, Health, Settings};
 use eremois::{Error, Result, cli, metrics};
@@ -600,6 +601,7 @@ fn be_the_child(num_devices: usize) {
                 engine.add(model, limits())
             }),
             apply: Box::new(|_, _| {}),
+            control: Arc::new(Fixed),
         };
         let parts = Parts { sources, loaded, logs, metrics };
         let mut terminate = signal(SignalKind::terminate()).unwrap();

@@ -301,7 +301,7 @@ async fn health_is_that_of_the_models() {
 }
 
 #[tokio::test]
-async fn the_index_lists_what_is_served_and_nothing_is_loaded_at_run_time() {
+async fn the_index_lists_what_is_served_and_nothing_is_loaded_unless_the_settings_say_so() {
     let server = plain().await;
     let entry = json!([{"name": "fake", "version": "1", "state": "READY", "reason": ""}]);
     let bare = Request::post("/v2/repository/index").body(Body::empty()).unwrap();

@@ -4,6 +4,8 @@ mod common;
 
 #[path = "serve/background.rs"]
 mod background;
+#[path = "serve/exchange.rs"]
+mod exchange;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};

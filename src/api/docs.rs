@@ -306,29 +306,28 @@ fn answers(envelope: Envelope, path: &str, method: &str, kind: Kind) -> bool {
     }
 }
 
-/// The same for the Open Inference Protocol, where one operation computes.
+/// The same for the Open Inference Protocol, where one operation computes and two change what is served.
 fn oip_answers(path: &str, method: &str, kind: Kind) -> bool {
-    let (computes, is_fixed) = (path.ends_with("/infer"), path.ends_with("load"));
-    let (reads_body, names_model) = (method == "post" && !is_fixed, path.contains("{model}") && !is_fixed);
+    let (computes, changes) = (path.ends_with("/infer"), path.ends_with("load"));
+    let (reads_body, names_model) = (method == "post", path.contains("{model}"));
     match kind {
-        Kind::RouteNotFound | Kind::MethodNotAllowed | Kind::Conflict | Kind::NotAcceptable => false,
+        Kind::RouteNotFound | Kind::MethodNotAllowed | Kind::NotAcceptable => false,
+        Kind::Conflict => changes,
         Kind::Internal => true,
         Kind::ModelNotFound => names_model,
         Kind::NotFound => path.contains("{version}"),
-        Kind::Malformed => reads_body || path.contains("{model}"),
-        Kind::Invalid => computes || is_fixed,
+        Kind::Malformed => reads_body || names_model,
+        Kind::Invalid | Kind::OutOfMemory | Kind::DeviceLost => computes || changes,
         Kind::TooLarge | Kind::UnsupportedMediaType | Kind::RequestTimeout => reads_body,
         Kind::Loading => names_model || path.ends_with("/ready"),
-        Kind::Draining | Kind::Unhealthy => computes || path.ends_with("/ready"),
+        Kind::Draining | Kind::Unhealthy => computes || changes || path.ends_with("/ready"),
         Kind::Empty
         | Kind::QueueFull
         | Kind::Overloaded
         | Kind::Deadline
         | Kind::StoreUnavailable
         | Kind::JournalFull
-        | Kind::Failed
-        | Kind::OutOfMemory
-        | Kind::DeviceLost => computes,
+        | Kind::Failed => computes,
     }
 }
 

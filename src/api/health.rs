@@ -125,7 +125,7 @@ pub async fn ready(State(state): State<ApiState>) -> Response {
     let status = match models.iter().find(|m| m.health != Health::Ready) {
         Some(model) => word(&model.health),
         // All are ready that are there: the next is being read from disk.
-        None if models.is_empty() || state.is_starting() => "loading",
+        None if state.is_starting() => "loading",
         None => "ready",
     };
     let models = models.iter().map(ModelStatus::of).collect();
@@ -139,7 +139,7 @@ pub async fn ready(State(state): State<ApiState>) -> Response {
 pub async fn health(State(state): State<ApiState>) -> Result<StatusCode, Fault> {
     let health = state.engine.health();
     match health.iter().find(|(_, h)| *h != Health::Ready) {
-        None if health.is_empty() || state.is_starting() => Err(Error::Loading { model: "default".to_string() }.into()),
+        None if state.is_starting() => Err(Error::Loading { model: "default".to_string() }.into()),
         None => Ok(StatusCode::OK),
         Some((model, health)) => Err(unready(model, health).into()),
     }

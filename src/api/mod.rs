@@ -49,6 +49,7 @@ use crate::jobs::files::Files;
 use crate::jobs::inference::Later;
 use crate::jobs::{JobSettings, Tasks};
 use crate::serve::Engine;
+use crate::serve::control::ModelControl;
 use crate::{Error, Result};
 use status::Fault;
 
@@ -59,6 +60,8 @@ pub use oip::grpc;
 #[derive(Clone)]
 pub struct ApiState {
     pub engine: Arc<Engine>,
+    /// Loads and unloads models while the server runs.
+    pub control: Arc<dyn ModelControl>,
     /// Computes, through the cache where there is one, and keeps results: what the handlers ask for embeddings.
     pub keeper: Arc<Keeper>,
     /// Where what is done later is handed in.

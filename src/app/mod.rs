@@ -38,6 +38,7 @@ use crate::metrics::{BUILD, Metrics, UPKEEP_INTERVAL};
 use crate::model::ModelInfo;
 use crate::model::signature::Modality;
 use crate::ops::monitor;
+use crate::serve::control::ModelControl;
 use crate::serve::{self, Engine, Health};
 use crate::{Error, Result};
 use connections::Connections;
@@ -59,13 +60,15 @@ pub struct Models {
     pub default_model: Option<String>,
     pub load: Box<Load>,
     pub apply: Box<Apply>,
+    /// Loads and unloads while the server runs.
+    pub control: Arc<dyn ModelControl>,
 }
 
 /// Adds every model to the engine. Blocks: reads all weights.
 pub type Load = dyn FnOnce(&Arc<Engine>) -> Result<()> + Send;
 
-/// Puts the batching limits of changed settings in force.
-pub type Apply = dyn Fn(&Settings, &Engine) + Send;
+/// Puts changed settings of models and their batching limits in force.
+pub type Apply = dyn Fn(&Settings, &Arc<Engine>) + Send;
 
 /// How long a draining server goes on answering 503 after its queue is empty: clients with open
 /// connections learn from an answer, not from a reset, and load balancers see that it is not ready.
@@ -89,7 +92,7 @@ const LOST_DRAIN: Duration = Duration::from_secs(5);
 /// Errors: those of finding and loading the models, and [`Error::DeviceLost`] where a model's last device was lost to this
 /// process; then nothing is served any more.
 pub async fn run(listener: TcpListener, parts: Parts, shutdown: impl Future<Output = ()>) -> Result<()> {
-    let models = models::of(&parts.loaded.settings.ai)?;
+    let models = models::of(&parts.loaded.settings)?;
     run_models(listener, parts, models, shutdown).await
 }
 
@@ -102,7 +105,7 @@ pub async fn run_models(
 ) -> Result<()> {
     let start = Instant::now();
     let Parts { sources, loaded: Loaded { settings, .. }, logs, metrics } = parts;
-    let Models { default_model, load, apply } = models;
+    let Models { default_model, load, apply, control } = models;
     let engine_settings = serve::Settings {
         heartbeat_interval: settings.ai.heartbeat_interval,
         device_timeout: settings.ai.device_timeout,
@@ -116,6 +119,7 @@ pub async fn run_models(
     api::describe_metrics();
     api::grpc::describe_metrics();
     monitor::describe();
+    models::describe_metrics();
     let inferences = Arc::new(inferences::build(&engine, &settings.cache)?);
     let kept = store::build(&inferences, &settings).await?;
     let tasks = jobs::tasks(&kept, &settings)?;
@@ -123,7 +127,7 @@ pub async fn run_models(
     let address = reachable(&listener)?;
     // True until every model is added; the API's probes read it.
     let starting = Arc::new(AtomicBool::new(true));
-    let state = api_state(&engine, &kept.keeper, &tasks, &settings, &metrics, &starting);
+    let state = api_state(&engine, control, &kept.keeper, &tasks, &settings, &metrics, &starting);
     let handlers =
         jobs::handlers(&kept.keeper, &tasks, &settings.jobs, &state.jobs, Arc::new(Internal::new(state.clone())));
     let sweep = Sweep::new(tasks.clone(), state.jobs.clone());
@@ -179,6 +183,7 @@ pub async fn run_models(
 
 fn api_state(
     engine: &Arc<Engine>,
+    control: Arc<dyn ModelControl>,
     keeper: &Arc<Keeper>,
     tasks: &Tasks,
     settings: &Settings,
@@ -198,6 +203,7 @@ fn api_state(
     let metrics = metrics.clone();
     ApiState {
         engine: engine.clone(),
+        control,
         keeper: keeper.clone(),
         tasks: tasks.clone(),
         jobs: Arc::new(jobs::settings(settings)),

@@ -23,7 +23,9 @@ use crate::ops::device::DeviceSpec;
 use crate::serve::policy::BatchLimits;
 pub use read::{Loaded, Origin, Sources};
 use values::{ByteSize, Count};
-use words::{ApiVersion, CacheUrl, DatabaseUrl, HttpUrl, LogFilter, LogFormat, Networks, RecordScope, StoreInput};
+use words::{
+    ApiVersion, CacheUrl, ControlMode, DatabaseUrl, HttpUrl, LogFilter, LogFormat, Networks, RecordScope, StoreInput,
+};
 
 /// Every setting, checked. `docs/config.md` describes each one.
 #[derive(Debug, Clone, PartialEq)]
@@ -105,6 +107,7 @@ pub struct Ai {
     /// `None`: see [`Ai::cache_dir`].
     pub cache_dir: Option<PathBuf>,
     pub default_model: Option<String>,
+    pub model_control: ControlMode,
     pub device: DeviceSpec,
     pub model_endpoint: Option<HttpUrl>,
     pub max_batch_size: usize,
@@ -194,6 +197,7 @@ impl Default for Settings {
                 models_dir: None,
                 cache_dir: None,
                 default_model: None,
+                model_control: ControlMode::Settings,
                 device: DeviceSpec::Auto,
                 model_endpoint: None,
                 max_batch_size: 32,

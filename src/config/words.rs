@@ -6,7 +6,18 @@ use crate::jobs::callback::sign::Secret;
 use crate::ops::device::DeviceSpec;
 use crate::store::redis::address::Address;
 
-text_field!(Networks, ApiVersion, DatabaseUrl, CacheUrl, RecordScope, StoreInput, DeviceSpec, LogFormat, LogFilter);
+text_field!(
+    Networks,
+    ApiVersion,
+    DatabaseUrl,
+    CacheUrl,
+    RecordScope,
+    StoreInput,
+    DeviceSpec,
+    LogFormat,
+    LogFilter,
+    ControlMode
+);
 
 /// The version of the application API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,6 +193,32 @@ impl TextValue for DeviceSpec {
     }
     fn text(&self) -> String {
         self.to_string()
+    }
+}
+
+/// Who says which models are served while the server runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ControlMode {
+    /// `ai.models`, whenever the settings are read.
+    Settings,
+    /// Requests of clients; the settings only at the start.
+    Explicit,
+}
+
+impl TextValue for ControlMode {
+    const FORM: &'static str = "settings or explicit";
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "settings" => Ok(Self::Settings),
+            "explicit" => Ok(Self::Explicit),
+            _ => Err(format!("expected {}, got {text:?}", Self::FORM)),
+        }
+    }
+    fn text(&self) -> String {
+        match self {
+            Self::Settings => "settings".to_string(),
+            Self::Explicit => "explicit".to_string(),
+        }
     }
 }
 

@@ -26,12 +26,12 @@ use std::time::{Duration, Instant};
 use ::metrics::{Counter, Unit, counter, describe_counter};
 use async_trait::async_trait;
 
-use crate::Result;
 use crate::model::ModelInfo;
 use crate::output::{Output, Phases, Row, Usage};
 use crate::request::{Input, Request, Task, TaskParams};
-use crate::serve::Engine;
+use crate::serve::{Engine, Pinned};
 use crate::store::cache::{Cache, CacheKey, CachedItem};
+use crate::{Error, Result};
 use flight::Flights;
 use key::Form;
 use passage::Passage;
@@ -73,6 +73,18 @@ pub struct Computed {
     pub num_cached: Option<usize>,
 }
 
+impl Computed {
+    /// Whether this was computed by the model that the request was read for, or that its answer is written with.
+    ///
+    /// Errors: `Loading` where another version took its place in between: asked again, all is of that one.
+    pub fn check_model(&self, info: &Arc<ModelInfo>) -> Result<()> {
+        match Arc::ptr_eq(&self.info, info) {
+            true => Ok(()),
+            false => Err(Error::Loading { model: self.info.name.to_string() }),
+        }
+    }
+}
+
 /// Computes, through the cache where there is one.
 pub struct Inferences {
     engine: Arc<Engine>,
@@ -90,7 +102,8 @@ struct Caching {
 /// What every request passes on its way.
 #[derive(Clone, Copy)]
 struct Through<'a> {
-    engine: &'a Engine,
+    /// Of one version from the name of a result to its values.
+    model: &'a Pinned,
     caching: &'a Caching,
     flights: &'a Flights,
     joined: &'a Counter,
@@ -108,7 +121,8 @@ impl Inferences {
     /// Errors: those of [`Engine::infer`], which name an input by its place in this request.
     pub async fn infer(&self, request: Request, cache_use: CacheUse) -> Result<Computed> {
         let start = Instant::now();
-        let info = self.engine.model(request.model.as_deref())?;
+        let model = self.engine.pin(request.model.as_deref())?;
+        let info = model.info().clone();
         let caching = self.caching.as_ref().filter(|_| cache_use != CacheUse::Bypass);
         // A draining server takes no more, also not what it could answer: the client shall find another one. That, and
         // what the model does not take, the engine refuses.
@@ -116,11 +130,11 @@ impl Inferences {
         let named = caching.filter(can_name).and_then(|caching| Some((caching, Form::of(&info, &request.params)?)));
         let Some((caching, form)) = named else {
             let task = request.params.task.clone();
-            let Output { model: _, rows, num_tokens: _, usage, phases } = self.engine.infer(request).await?;
+            let Output { model: _, rows, num_tokens: _, usage, phases } = model.infer(request).await?;
             let rows = rows.into_iter().map(Row::Own).collect();
             return Ok(Computed { info, task, rows, usage, phases, num_cached: None });
         };
-        let through = Through { engine: &self.engine, caching, flights: &self.flights, joined: &self.joined };
+        let through = Through { model: &model, caching, flights: &self.flights, joined: &self.joined };
         Passage::new(through, info, form, request, start).await?.run(cache_use).await
     }
 

@@ -12,7 +12,7 @@ use super::{CacheUse, Caching, Computed, Through};
 use crate::model::ModelInfo;
 use crate::output::{Output, Phases, Row, Usage};
 use crate::request::{Input, Priority, Request, TaskParams};
-use crate::serve::Engine;
+use crate::serve::Pinned;
 use crate::store::cache::{CacheKey, CachedItem, CachedValue};
 use crate::{Error, Result};
 
@@ -154,10 +154,10 @@ impl<'a> Passage<'a> {
         duties: Vec<Duty>,
         mut waits: FuturesUnordered<impl Future<Output = (usize, Option<Event>)>>,
     ) -> Result<()> {
-        let Through { engine, caching, joined, .. } = self.through;
+        let Through { model, caching, joined, .. } = self.through;
         let mut computing = FuturesUnordered::new();
         if !duties.is_empty() {
-            computing.push(compute(engine, caching, self.request(&duties), duties));
+            computing.push(compute(model, caching, self.request(&duties), duties));
         }
         let deadline = tokio::time::sleep_until(self.deadline.into());
         tokio::pin!(deadline);
@@ -171,7 +171,7 @@ impl<'a> Passage<'a> {
                     }
                     Some(Event::Lead(lead)) => {
                         let duties = vec![Duty { which, key: self.distinct.keys[which], lead: Some(lead) }];
-                        computing.push(compute(engine, caching, self.request(&duties), duties));
+                        computing.push(compute(model, caching, self.request(&duties), duties));
                     }
                     None => return Err(Error::Internal { cause: "a flight forgot who waits for it".to_string() }),
                 },
@@ -242,13 +242,13 @@ impl<'a> Passage<'a> {
 
 /// Computes items in one request, keeps them, and ends their flights. Dropped or failing, it hands them over.
 async fn compute(
-    engine: &Engine,
+    model: &Pinned,
     caching: &Caching,
     request: Request,
     duties: Vec<Duty>,
 ) -> (Vec<usize>, Result<(Vec<CachedItem>, Phases)>) {
     let asked = duties.iter().map(|duty| duty.which).collect();
-    let Output { rows, num_tokens, phases, .. } = match engine.infer(request).await {
+    let Output { rows, num_tokens, phases, .. } = match model.infer(request).await {
         Ok(output) => output,
         Err(error) => return (asked, Err(error)),
     };

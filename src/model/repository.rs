@@ -211,6 +211,13 @@ impl ModelEntry {
         }
     }
 
+    /// Has the batching limits of another reading of this entry; none where that one has no manifest.
+    pub fn take_batching(&mut self, from: Self) {
+        if let Layout::Manifest(manifest) = &mut self.layout {
+            manifest.batching = from.batching();
+        }
+    }
+
     /// Compares every file of a version with the manifest's checksum; `Ok(0)` where there is no manifest.
     ///
     /// Returns the bytes read.  Blocks: reads every file whole.

@@ -26,8 +26,9 @@ use crate::{Error, Result};
 pub struct Lanes {
     /// Not empty.
     lanes: Vec<Lane>,
-    /// The same as in each lane's `Shared`.
+    /// The same as in each lane's `Shared`, as is `readiness`.
     limits: Arc<ArcSwap<BatchLimits>>,
+    readiness: Arc<Readiness>,
     /// Requests dispatched. Locked while one is, for less than a microsecond, so that two at once do not both see the
     /// same device idle. With one device never.
     turn: Mutex<usize>,
@@ -54,9 +55,11 @@ impl Lanes {
         room: &Arc<Room>,
         metrics: &ModelMetrics,
     ) -> Result<Arc<Self>> {
-        let readiness = Arc::new(Readiness::new(backends.len(), metrics.ready.clone()));
+        let of_devices: Vec<_> = backends.iter().map(|p| DeviceMetrics::new(&info.name, &p.device)).collect();
+        let gauges = of_devices.iter().map(|metrics| metrics.device_ready.clone()).collect();
+        let readiness = Arc::new(Readiness::new(metrics.ready.clone(), gauges));
         let (mut lanes, mut inboxes) = (Vec::new(), Vec::new());
-        for (device_idx, Placed { device, backend }) in backends.into_iter().enumerate() {
+        for (device_idx, (Placed { device, backend }, metrics)) in backends.into_iter().zip(of_devices).enumerate() {
             let shared = Arc::new(Shared {
                 info: info.clone(),
                 limits: limits.clone(),
@@ -66,7 +69,7 @@ impl Lanes {
                 cost: CostModel::default(),
                 vitals: Vitals::new(settings.device_timeout),
                 traffic: Traffic::default(),
-                metrics: DeviceMetrics::new(&info.name, &device),
+                metrics,
                 readiness: readiness.clone(),
                 device,
                 device_idx,
@@ -79,7 +82,7 @@ impl Lanes {
         if lanes.is_empty() {
             return Err(Error::Internal { cause: format!("model `{}` is on no device", info.name) });
         }
-        let lanes = Arc::new(Self { lanes, limits: limits.clone(), turn: Mutex::new(0) });
+        let lanes = Arc::new(Self { lanes, limits: limits.clone(), readiness, turn: Mutex::new(0) });
         for (Lane { shared, backend, .. }, messages) in lanes.lanes.iter().zip(inboxes) {
             let peers = Peers { lanes: Arc::downgrade(&lanes), own_idx: shared.device_idx };
             let worker = Worker::new(shared.clone(), backend.clone(), messages, peers);
@@ -89,6 +92,19 @@ impl Lanes {
                 .map_err(|e| Error::Internal { cause: format!("no thread for a worker: {e}") })?;
         }
         Ok(lanes)
+    }
+
+    /// From here on the model's gauges show these devices.
+    pub fn publish(&self) {
+        for Lane { shared, .. } in &self.lanes {
+            shared.metrics.device_lost.set(if shared.vitals.is_lost() { 1.0 } else { 0.0 });
+        }
+        self.readiness.publish();
+    }
+
+    /// See [`Readiness::hide`].
+    pub fn hide(&self, to_zero: bool) {
+        self.readiness.hide(to_zero);
     }
 
     /// Sends a request to the device, or the devices, that will finish it first. If its worker has ended the request

@@ -57,7 +57,7 @@ impl Shared {
         }
         self.metrics.device_lost.set(1.0);
         let (model, device) = (&self.info.name, &self.device);
-        if self.readiness.lose(self.device_idx, &self.metrics.device_ready) {
+        if self.readiness.lose(self.device_idx) {
             tracing::error!(%model, device, cause, "the device is lost: the server ends, to be started anew");
             self.gate.loss.tell(cause.to_string());
         } else {

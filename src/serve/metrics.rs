@@ -214,10 +214,6 @@ impl DeviceMetrics {
         let heartbeats =
             |outcome| counter!("eremois_heartbeats_total", "model" => m(), "device" => d(), "outcome" => outcome);
         let phase = |phase| histogram!("eremois_device_seconds", "model" => m(), "device" => d(), "phase" => phase);
-        let device_ready = gauge!("eremois_device_ready", "model" => m(), "device" => d());
-        let device_lost = gauge!("eremois_device_lost", "model" => m(), "device" => d());
-        device_ready.set(0.0);
-        device_lost.set(0.0);
         Self {
             queue_wait: PerClass::new(queue_wait),
             batch_size: histogram!("eremois_batch_size", "model" => m(), "device" => d()),
@@ -239,8 +235,8 @@ impl DeviceMetrics {
             heartbeats_ok: heartbeats("ok"),
             heartbeats_failed: heartbeats("failed"),
             handed_over: counter!("eremois_handed_over_total", "model" => m(), "device" => d()),
-            device_ready,
-            device_lost,
+            device_ready: gauge!("eremois_device_ready", "model" => m(), "device" => d()),
+            device_lost: gauge!("eremois_device_lost", "model" => m(), "device" => d()),
             limits_lowered: counter!("eremois_limits_lowered_total", "model" => m()),
             max_batch_tokens: gauge!("eremois_max_batch_tokens", "model" => m()),
             num_batches: AtomicU64::new(0),

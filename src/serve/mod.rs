@@ -18,9 +18,11 @@ pub mod backlog;
 pub mod batch;
 pub mod chunks;
 pub mod class;
+pub mod control;
 pub mod cost;
 pub mod dispatch;
 pub mod encoders;
+mod exchange;
 pub mod fair;
 mod handover;
 mod health;
@@ -42,15 +44,16 @@ mod worker;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 
+use crate::model::ModelInfo;
 use crate::model::encode::Encoder;
-use crate::model::{LoadedModel, ModelInfo};
 use crate::output::{Output, Token};
 use crate::request::{ModelName, Request};
 use crate::{Error, Result};
 use encoders::EncoderPool;
+pub use exchange::{Pinned, Retired, Standby};
 pub use health::{Health, ModelHealth};
 use loss::look_interval;
 use policy::BatchLimits;
@@ -72,14 +75,28 @@ pub struct Settings {
     pub num_encoders: usize,
 }
 
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            heartbeat_interval: Duration::from_secs(5),
+            retry_interval: Duration::from_secs(1),
+            device_timeout: Duration::from_secs(30),
+            num_encoders: std::thread::available_parallelism().map_or(1, |n| n.get()),
+        }
+    }
+}
+
 /// All models being served: the one door `api` knocks at.
 pub struct Engine {
-    default_model: Option<String>,
+    default_model: ArcSwapOption<String>,
     settings: Settings,
-    /// In the order they were added. Readers take a snapshot; `add` replaces it.
+    /// In the order they were added. Readers take a snapshot; every change replaces it.
     models: ArcSwap<Vec<Arc<Served>>>,
-    /// Started with the first model, shared by all. Held while a model is added: two at once must not lose
-    /// one of them.
+    /// Held while `models` changes: two at once must not lose one of them.
+    changing: Mutex<()>,
+    /// What was served and still has requests to answer.
+    retired: Mutex<Vec<Retired>>,
+    /// Started with the first model, shared by all.
     encoders: Mutex<Option<Arc<EncoderPool>>>,
     gate: Arc<Gate>,
 }
@@ -93,29 +110,14 @@ impl Engine {
 
     /// As [`Engine::new`], with other times than the usual ones.
     pub fn with_settings(default_model: Option<String>, settings: Settings) -> Self {
-        let (models, encoders, gate) = (ArcSwap::default(), Mutex::default(), Arc::default());
-        Self { default_model, settings, models, encoders, gate }
+        let default_model = ArcSwapOption::from(default_model.map(Arc::new));
+        let (models, changing, retired) = (ArcSwap::default(), Mutex::default(), Mutex::default());
+        Self { default_model, settings, models, changing, retired, encoders: Mutex::default(), gate: Arc::default() }
     }
 
-    /// Starts the workers of one model, one a device: warm-up at the limits, then ready, then heartbeats. Returns
-    /// at once; until the first device is warm the model's health is `Loading`.
-    ///
-    /// Errors: `Invalid` for limits the model cannot have and for a name served already; `Internal` if the
-    /// system gives no thread.
-    pub fn add(&self, model: LoadedModel, limits: BatchLimits) -> Result<()> {
-        let mut pool = self.encoders.lock();
-        let mut models = Vec::clone(&self.models.load());
-        if models.iter().any(|m| m.info.name == model.info.name) {
-            let reason = format!("`{}` is served already", model.info.name);
-            return Err(Error::Invalid { field: "models".to_string(), reason });
-        }
-        let encoders = match &*pool {
-            Some(encoders) => encoders.clone(),
-            None => pool.insert(Arc::new(EncoderPool::new(self.settings.num_encoders)?)).clone(),
-        };
-        models.push(Arc::new(Served::start(model, limits, &self.settings, self.gate.clone(), encoders)?));
-        self.models.store(Arc::new(models));
-        Ok(())
+    /// Answers requests that name no model from now on; see [`Engine::new`].
+    pub fn set_default(&self, name: Option<String>) {
+        self.default_model.store(name.map(Arc::new));
     }
 
     /// Computes embeddings: encodes, queues each input, waits for all rows. Dropping the future drops
@@ -164,7 +166,9 @@ impl Engine {
     /// What is served, default model first.
     pub fn models(&self) -> Vec<Arc<ModelInfo>> {
         let mut infos: Vec<_> = self.models.load().iter().map(|m| m.info.clone()).collect();
-        if let Some(default) = infos.iter().position(|info| Some(&*info.name) == self.default_model.as_deref()) {
+        let default = self.default_model.load_full();
+        if let Some(default) = infos.iter().position(|info| default.as_deref().is_some_and(|name| *name == *info.name))
+        {
             infos[..=default].rotate_right(1);
         }
         infos
@@ -236,7 +240,7 @@ impl Engine {
         }
         let num_left = self.gate.num_accepted();
         self.gate.abort();
-        self.models.load().iter().for_each(|m| m.lanes.wake());
+        self.lanes().iter().for_each(|lanes| lanes.wake());
         // The workers answer as soon as their batch is done. One that hangs in its device never does: nobody
         // can answer for what is on the device, so the wait has an end.
         let _ = tokio::time::timeout(LAST_ANSWERS, self.gate.emptied()).await;
@@ -249,7 +253,7 @@ impl Engine {
     /// well, or may be again.
     pub fn loss(&self) -> Option<Error> {
         let now = Instant::now();
-        self.models.load().iter().for_each(|m| m.lanes.give_up_hung(now));
+        self.lanes().iter().for_each(|lanes| lanes.give_up_hung(now));
         self.gate.loss.cause().map(|cause| Error::DeviceLost { cause: cause.to_string() })
     }
 
@@ -267,16 +271,19 @@ impl Engine {
 
     fn find(&self, name: Option<&str>) -> Result<Arc<Served>> {
         let models = self.models.load();
-        let wanted = name.or(self.default_model.as_deref());
+        let default = if name.is_none() { self.default_model.load_full() } else { None };
+        let wanted = name.or(default.as_ref().map(|name| name.as_str()));
         let found = match wanted {
             Some(wanted) => models.iter().find(|m| &*m.info.name == wanted),
             None => models.first(),
         };
-        found.cloned().ok_or_else(|| {
-            let names: Vec<&str> = models.iter().map(|m| &*m.info.name).collect();
-            let served = if names.is_empty() { "none".to_string() } else { names.join(", ") };
-            Error::UnknownModel { model: wanted.unwrap_or("(default)").to_string(), served }
-        })
+        found.cloned().ok_or_else(|| self.unknown(wanted.unwrap_or("(default)")))
+    }
+
+    fn unknown(&self, name: &str) -> Error {
+        let names: Vec<String> = self.models.load().iter().map(|m| m.info.name.to_string()).collect();
+        let served = if names.is_empty() { "none".to_string() } else { names.join(", ") };
+        Error::UnknownModel { model: name.to_string(), served }
     }
 }
 

@@ -67,12 +67,17 @@ impl Served {
         let LoadedModel { info, encoder, backends } = model;
         limits.check(info.max_seq_len)?;
         let metrics = ModelMetrics::new(&info.name);
-        metrics.max_batch_tokens.set(limits.max_batch_tokens as f64);
         let limits = Arc::new(ArcSwap::from_pointee(limits));
         let room = Arc::new(Room::new(metrics.queue_depth.clone()));
         let lanes = Lanes::start(&info, backends, &limits, settings, &gate, &room, &metrics)?;
         let (look_interval, text_room, tally) = (loss::look_interval(settings), Arc::default(), Tally::default());
         Ok(Self { info, limits, lanes, gate, room, text_room, metrics, tally, look_interval, encoder, encoders })
+    }
+
+    /// From here on the model's gauges are this one's.
+    pub fn publish(&self) {
+        self.metrics.max_batch_tokens.set(self.limits.load().max_batch_tokens as f64);
+        self.lanes.publish();
     }
 
     /// The state of the model and of each of its devices.
@@ -383,16 +388,5 @@ struct Ending<'a> {
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
         self.metrics.outcome(self.class, self.outcome);
-    }
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            heartbeat_interval: Duration::from_secs(5),
-            retry_interval: Duration::from_secs(1),
-            device_timeout: Duration::from_secs(30),
-            num_encoders: std::thread::available_parallelism().map_or(1, |n| n.get()),
-        }
     }
 }

@@ -62,7 +62,7 @@ impl Shared {
     pub fn tried(&self, result: &Result<(), String>) {
         let (model, device) = (&self.info.name, &self.device);
         let before = self.vitals.health(Instant::now());
-        if !self.readiness.set(self.device_idx, result.is_ok(), &self.metrics.device_ready) {
+        if !self.readiness.set(self.device_idx, result.is_ok()) {
             // Given up as hung, it came back: too late.
             return;
         }
@@ -91,8 +91,16 @@ pub struct Readiness {
     /// 1 while any has passed. Moved under the lock, as the devices' own are: of two threads at once the later one must
     /// not show the older state.
     gauge: Gauge,
+    /// Of each device.
+    device_gauges: Vec<Gauge>,
     /// Locked once a trial.
-    devices: Mutex<Vec<Last>>,
+    state: Mutex<Trials>,
+}
+
+struct Trials {
+    devices: Vec<Last>,
+    /// Whether the gauges are this one's to move: of two versions of a model that are loaded, one is asked.
+    is_shown: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,35 +113,56 @@ enum Last {
 }
 
 impl Readiness {
-    /// None has.
-    pub fn new(num_devices: usize, gauge: Gauge) -> Self {
-        gauge.set(0.0);
-        Self { gauge, devices: Mutex::new(vec![Last::Failed; num_devices]) }
+    /// None has; the gauges are left alone until [`Readiness::publish`].
+    pub fn new(gauge: Gauge, device_gauges: Vec<Gauge>) -> Self {
+        let devices = vec![Last::Failed; device_gauges.len()];
+        Self { gauge, device_gauges, state: Mutex::new(Trials { devices, is_shown: false }) }
     }
 
-    /// Notes a trial; `shown` is the device's own gauge. Returns whether that was taken: not of a lost device.
-    pub fn set(&self, device_idx: usize, has_passed: bool, shown: &Gauge) -> bool {
-        let mut devices = self.devices.lock();
-        let is_taken = devices[device_idx] != Last::Lost;
+    /// From here on the gauges show these devices.
+    pub fn publish(&self) {
+        let mut state = self.state.lock();
+        state.is_shown = true;
+        self.show(&state);
+    }
+
+    /// From here on the gauges are another version's, or, with `to_zero`, nobody's.
+    pub fn hide(&self, to_zero: bool) {
+        let mut state = self.state.lock();
+        state.is_shown = false;
+        if to_zero {
+            self.device_gauges.iter().chain([&self.gauge]).for_each(|gauge| gauge.set(0.0));
+        }
+    }
+
+    /// Notes a trial. Returns whether that was taken: not of a lost device.
+    pub fn set(&self, device_idx: usize, has_passed: bool) -> bool {
+        let mut state = self.state.lock();
+        let is_taken = state.devices[device_idx] != Last::Lost;
         if is_taken {
-            devices[device_idx] = if has_passed { Last::Passed } else { Last::Failed };
-            self.show(&devices, device_idx, shown);
+            state.devices[device_idx] = if has_passed { Last::Passed } else { Last::Failed };
+            self.show(&state);
         }
         is_taken
     }
 
     /// Notes that a device is lost. Returns whether all of the model's are now.
-    pub fn lose(&self, device_idx: usize, shown: &Gauge) -> bool {
-        let mut devices = self.devices.lock();
-        devices[device_idx] = Last::Lost;
-        self.show(&devices, device_idx, shown);
-        devices.iter().all(|&last| last == Last::Lost)
+    pub fn lose(&self, device_idx: usize) -> bool {
+        let mut state = self.state.lock();
+        state.devices[device_idx] = Last::Lost;
+        self.show(&state);
+        state.devices.iter().all(|&last| last == Last::Lost)
     }
 
-    fn show(&self, devices: &[Last], device_idx: usize, shown: &Gauge) {
+    fn show(&self, state: &Trials) {
+        if !state.is_shown {
+            return;
+        }
         let one_if = |is_passed: bool| if is_passed { 1.0 } else { 0.0 };
-        shown.set(one_if(devices[device_idx] == Last::Passed));
-        self.gauge.set(one_if(devices.contains(&Last::Passed)));
+        for (gauge, &last) in self.device_gauges.iter().zip(&state.devices) {
+            gauge.set(one_if(last == Last::Passed));
+        }
+        self.gauge.set(one_if(state.devices.contains(&Last::Passed)));
     }
 }
 
@@ -264,24 +293,43 @@ mod tests {
     fn the_model_is_shown_ready_while_any_device_is() {
         let shown = Arc::new(std::sync::atomic::AtomicU64::new(0)); // the bits of an f64
         let is_shown = || f64::from_bits(shown.load(Ordering::Relaxed)) == 1.0;
-        let readiness = Readiness::new(2, Gauge::from_arc(shown.clone()));
+        let readiness = Readiness::new(Gauge::from_arc(shown.clone()), vec![Gauge::noop(); 2]);
+        readiness.publish();
         for (device_idx, is_ready, expected) in
             [(1, true, true), (0, true, true), (1, false, true), (0, false, false), (0, true, true)]
         {
-            assert!(readiness.set(device_idx, is_ready, &Gauge::noop()));
+            assert!(readiness.set(device_idx, is_ready));
             assert_eq!(is_shown(), expected);
         }
+    }
+
+    #[test]
+    fn of_two_versions_the_one_that_is_asked_is_shown() {
+        let shown = Arc::new(std::sync::atomic::AtomicU64::new(0)); // the bits of an f64
+        let is_shown = || f64::from_bits(shown.load(Ordering::Relaxed)) == 1.0;
+        let [old, new] = [(), ()].map(|()| Readiness::new(Gauge::from_arc(shown.clone()), vec![Gauge::noop()]));
+        old.publish();
+        assert!(old.set(0, true) && is_shown());
+        assert!(new.set(0, false) && is_shown(), "it is not asked yet");
+        old.hide(false);
+        new.publish();
+        assert!(!is_shown());
+        assert!(new.set(0, true) && is_shown());
+        assert!(old.set(0, false) && is_shown(), "it is not asked any more");
+        new.hide(true);
+        assert!(!is_shown());
     }
 
     #[test]
     fn a_lost_device_passes_no_trial_and_the_last_one_is_told() {
         let shown = Arc::new(std::sync::atomic::AtomicU64::new(0)); // the bits of an f64
         let device = Gauge::from_arc(shown.clone());
-        let readiness = Readiness::new(2, Gauge::noop());
-        assert!(readiness.set(0, true, &device));
-        assert!(!readiness.lose(0, &device), "another is left");
-        assert!(!readiness.set(0, true, &device));
+        let readiness = Readiness::new(Gauge::noop(), vec![device, Gauge::noop()]);
+        readiness.publish();
+        assert!(readiness.set(0, true));
+        assert!(!readiness.lose(0), "another is left");
+        assert!(!readiness.set(0, true));
         assert_eq!(f64::from_bits(shown.load(Ordering::Relaxed)), 0.0);
-        assert!(readiness.lose(1, &Gauge::noop()));
+        assert!(readiness.lose(1));
     }
 }

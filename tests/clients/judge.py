@@ -351,9 +351,22 @@ class Triton:
     def test_repository(self):
         index = self.client.get_model_repository_index()
         assert index == [{"name": self.model, "version": "1", "state": "READY", "reason": ""}], index
-        for call in (self.client.load_model, self.client.unload_model):
-            error = raises(InferenceServerException, lambda: call(self.model))
-            assert error.status() == "422" and "while the server runs" in error.message(), error
+        self.client.unload_model(self.model)
+        assert not self.client.is_model_ready(self.model)
+        index = self.client.get_model_repository_index()
+        assert index == [{"name": self.model, "version": "1", "state": "UNAVAILABLE", "reason": "unloaded"}], index
+        error = raises(InferenceServerException, lambda: self.client.infer(self.model, [self.text(TEXTS)]))
+        assert error.status() == "404", error
+        error = raises(InferenceServerException, lambda: self.client.load_model("no-such-model"))
+        assert error.status() == "404", error
+        version = {"version_policy": {"specific": {"versions": [7]}}}
+        error = raises(InferenceServerException, lambda: self.client.load_model(self.model, config=json.dumps(version)))
+        assert error.status() == "422" and "no version 7" in error.message(), error
+        version["version_policy"]["specific"]["versions"] = [1]
+        self.client.load_model(self.model, config=json.dumps(version))
+        assert self.client.is_model_ready(self.model)
+        rows = self.client.infer(self.model, [self.text(TEXTS)]).as_numpy("embedding")
+        same(rows[0], EXPECTED[0], "loaded again")
 
     def test_errors(self):
         error = raises(InferenceServerException, lambda: self.client.infer("no-such-model", [self.text(["x"])]))
@@ -492,8 +505,17 @@ class TritonGrpc:
         assert error.status() == "StatusCode.NOT_FOUND" and "no-such-model" in error.message(), error
         error = raises(InferenceServerException, lambda: self.client.infer(self.model, [self.text([""])]))
         assert error.status() == "StatusCode.INVALID_ARGUMENT", error
-        error = raises(InferenceServerException, lambda: self.client.load_model(self.model))
-        assert "while the server runs" in error.message(), error
+
+    def test_repository(self):
+        states = lambda: [(model.name, model.state) for model in self.client.get_model_repository_index().models]
+        self.client.unload_model(self.model, unload_dependents=True)
+        assert states() == [(self.model, "UNAVAILABLE")], states()
+        error = raises(InferenceServerException, lambda: self.client.load_model("no-such-model"))
+        assert error.status() == "StatusCode.NOT_FOUND", error
+        error = raises(InferenceServerException, lambda: self.client.load_model(self.model, files={"file:1/model.onnx": b"x"}, config="{}"))
+        assert error.status() == "StatusCode.INVALID_ARGUMENT" and "file:1/model.onnx" in error.message(), error
+        self.client.load_model(self.model)
+        assert states() == [(self.model, "READY")], states()
 
     def test_reflection(self):
         with grpc.insecure_channel(self.address) as channel:

@@ -207,6 +207,6 @@ def judge_arguments(arguments, classes):
         return judge(arguments.url.rstrip("/"), classes, arguments.record)
     binary = os.path.abspath(arguments.binary)
     os.environ["EREMOIS_TEST_GRPC"] = f"127.0.0.1:{free_port()}"
-    settings = {"EREMOIS_API__GRPC_LISTEN": grpc_address()}
+    settings = {"EREMOIS_API__GRPC_LISTEN": grpc_address(), "EREMOIS_AI__MODEL_CONTROL": "explicit"}
     with tempfile.TemporaryDirectory() as data, started(binary, data, settings, port=arguments.port) as url:
         return judge(url, classes, arguments.record)

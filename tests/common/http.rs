@@ -13,6 +13,7 @@ use eremois::inference::keep::{KeepSettings, Keeper, KeptInput, Scope};
 use eremois::jobs::inference::Later;
 use eremois::jobs::{JobSettings, Tasks};
 use eremois::model::LoadedModel;
+use eremois::serve::control::Fixed;
 use eremois::serve::policy::BatchLimits;
 use eremois::serve::{Engine, Health, Settings};
 use eremois::store::cache::Cache;
@@ -145,6 +146,7 @@ async fn assembled(
     let tasks = Tasks { work, dispatch: Arc::new(LocalDispatch::default()) };
     let state = ApiState {
         engine: engine.clone(),
+        control: Arc::new(Fixed),
         keeper: keeper.clone(),
         tasks: tasks.clone(),
         jobs: Arc::new(jobs),

@@ -93,6 +93,7 @@ pub async fn compute(state: &ApiState, path: &ModelPath, call: Call<Asking>) -> 
     let request = Embed { model, inputs: std::mem::take(&mut inputs.inputs), params, deadline, priority };
     let computed = state.keeper.infer(request, cache_use, "oip", None).await;
     let computed = computed.map_err(|error| rename(inputs.rename(error)))?;
+    computed.check_model(&info)?;
     let served = Served::of(&computed);
     let head = Head { model_name: info.name.to_string(), model_version: computed.info.version.clone(), id };
     let form = if parameters.raw_scores.unwrap_or(false) { scores::Form::Raw } else { scores::Form::Usual };

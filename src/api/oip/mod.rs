@@ -18,6 +18,7 @@ mod elements;
 pub mod fuzzing;
 pub mod grpc;
 pub mod infer;
+mod load_options;
 pub mod metadata;
 pub mod repository;
 pub mod statistics;

@@ -210,6 +210,7 @@ async fn token_classify(state: &ApiState, call: Call<Asked>, parameters: EntityP
     let inputs = texts.iter().cloned().map(Input::Text).collect();
     let computed = computed(state, &call, inputs, Task::TokenClassify).await?;
     let tokens = state.engine.tokenize(Some(&computed.info.name), texts.clone(), true).await?;
+    computed.check_model(&state.engine.model(Some(&computed.info.name))?)?;
     let aggregation = parameters.aggregation_strategy.unwrap_or_default();
     let ignored = parameters.ignore_labels.unwrap_or_else(|| vec!["O".to_string()]);
     let labels = &computed.info.labels;
@@ -286,6 +287,8 @@ async fn fill_mask(state: &ApiState, call: Call<Asked>, parameters: MaskParamete
         }
         answers.push(if lists.len() == 1 { json!(lists[0]) } else { json!(lists) });
     }
+    // The words are those of the tokenizer as it is now.
+    computed.check_model(&state.engine.model(model)?)?;
     let response = match (is_list, answers.as_slice()) {
         (false, [one]) => answer(one),
         _ => answer(&answers),

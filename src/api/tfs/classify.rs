@@ -88,6 +88,7 @@ pub async fn call(state: &ApiState, address: &Address<'_>, request: Request) -> 
     let computed = state.keeper.infer(request, cache_use, "tensorflow", None).await;
     let name = if is_single { "examples[0]" } else { "examples" };
     let computed = computed.map_err(|error| renamed(error, name))?;
+    computed.check_model(&info)?;
     let of_row = |row: &[f32]| -> Value {
         let scores = scores::scores(&computed.info, row, scores::Form::Usual);
         match is_regression {

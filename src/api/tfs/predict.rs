@@ -85,6 +85,7 @@ pub async fn call(state: &ApiState, address: &Address<'_>, request: Request) -> 
     let request = Embed { model: Some(info.name.to_string()), inputs: asked, params, deadline, priority };
     let computed = state.keeper.infer(request, cache_use, "tensorflow", None).await;
     let computed = computed.map_err(|error| rename(inputs.rename(error), &given, &signature, num_inputs))?;
+    computed.check_model(&info)?;
     let served = Served::of(&computed);
     let form = given.form;
     let num_floats = computed.rows.iter().map(|row| row.len()).sum();

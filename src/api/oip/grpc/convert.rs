@@ -1,8 +1,9 @@
 //! Between gRPC's messages and what the protocol's handlers take and give.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
+use serde_json::Value;
 
 use super::super::answer;
 use super::super::elements::{Elements, Values};
@@ -13,9 +14,10 @@ use super::pb::infer_parameter::ParameterChoice;
 use super::pb::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
 use super::pb::model_infer_response::InferOutputTensor;
 use super::pb::model_metadata_response::TensorMetadata;
+use super::pb::model_repository_parameter::ParameterChoice as RepositoryChoice;
 use super::pb::{
     DataType, InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse, ModelInput, ModelOutput,
-    ModelTensorReshape,
+    ModelRepositoryParameter, ModelTensorReshape,
 };
 use crate::api::tensors::Datatype;
 use crate::api::tensors::signature::{Signature, TensorSpec};
@@ -136,6 +138,17 @@ fn output_of(i: usize, output: InferRequestedOutputTensor) -> Result<OutputReque
     };
     let parameters = OutputParameters { classification, ..OutputParameters::default() };
     Ok(OutputRequest { name, parameters: Some(parameters) })
+}
+
+/// The parameters of a request to load a model, as JSON has them. Bytes are files, of which the name is enough.
+pub fn load_parameters(parameters: HashMap<String, ModelRepositoryParameter>) -> BTreeMap<String, Value> {
+    let value = |parameter: ModelRepositoryParameter| match parameter.parameter_choice {
+        Some(RepositoryChoice::BoolParam(value)) => value.into(),
+        Some(RepositoryChoice::Int64Param(value)) => value.into(),
+        Some(RepositoryChoice::StringParam(value)) => value.into(),
+        Some(RepositoryChoice::BytesParam(_)) | None => Value::Null,
+    };
+    parameters.into_iter().map(|(name, parameter)| (name, value(parameter))).collect()
 }
 
 /// An answer, with all outputs raw, as Triton answers.

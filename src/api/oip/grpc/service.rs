@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::super::metadata::{EXTENSIONS, platform};
 use super::super::statistics::{self, ModelStatistics as Counted};
-use super::super::{ModelPath, infer, metadata, repository};
+use super::super::{ModelPath, infer, load_options, metadata, repository};
 use super::convert;
 use super::pb::grpc_inference_service_server::GrpcInferenceService;
 use super::pb::repository_index_response::ModelIndex;
@@ -220,30 +220,40 @@ impl GrpcInferenceService for Service {
         &self,
         request: Request<RepositoryIndexRequest>,
     ) -> Result<Response<RepositoryIndexResponse>, Status> {
-        let entries = repository::entries(&self.state, request.into_inner().ready);
         let model = |entry: repository::IndexEntry| ModelIndex {
             name: entry.name,
             version: entry.version,
             state: entry.state.to_string(),
-            reason: entry.reason.to_string(),
+            reason: entry.reason,
         };
-        let models = entries.into_iter().map(model).collect();
-        self.call("RepositoryIndex", async { Ok(RepositoryIndexResponse { models }) }).await
+        let work = async {
+            let entries = repository::entries(&self.state, request.into_inner().ready).await?;
+            Ok(RepositoryIndexResponse { models: entries.into_iter().map(model).collect() })
+        };
+        self.call("RepositoryIndex", work).await
     }
 
     async fn repository_model_load(
         &self,
         request: Request<RepositoryModelLoadRequest>,
     ) -> Result<Response<RepositoryModelLoadResponse>, Status> {
-        let refused = repository::fixed(&request.into_inner().model_name, "loaded");
-        self.call("RepositoryModelLoad", async { Err(refused) }).await
+        let RepositoryModelLoadRequest { model_name, parameters, .. } = request.into_inner();
+        let work = async {
+            let options = load_options::of(&model_name, convert::load_parameters(parameters))?;
+            repository::load_named(&self.state, model_name, options).await?;
+            Ok(RepositoryModelLoadResponse {})
+        };
+        self.call("RepositoryModelLoad", work).await
     }
 
     async fn repository_model_unload(
         &self,
         request: Request<RepositoryModelUnloadRequest>,
     ) -> Result<Response<RepositoryModelUnloadResponse>, Status> {
-        let refused = repository::fixed(&request.into_inner().model_name, "unloaded");
-        self.call("RepositoryModelUnload", async { Err(refused) }).await
+        let work = async {
+            repository::unload_named(&self.state, request.into_inner().model_name).await?;
+            Ok(RepositoryModelUnloadResponse {})
+        };
+        self.call("RepositoryModelUnload", work).await
     }
 }

@@ -1,26 +1,39 @@
-//! The models of the settings: found, checked, loaded, and their batching limits.
+//! The models of the settings: found, checked, loaded, and their batching limits; `control` exchanges them while others are
+//! served.
+
+mod control;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::Models;
-use crate::config::Ai;
+use crate::config::{Ai, Settings};
+use crate::model::LoadedModel;
 use crate::model::load::{Placement, load_for};
 use crate::model::manifest::{BatchingOverrides, ModelSpec};
-use crate::model::repository::{ModelEntry, Repository};
+use crate::model::repository::{Layout, ModelEntry, Repository};
 use crate::ops::device::{self, DeviceSpec};
 use crate::request::ModelName;
 use crate::serve::Engine;
 use crate::serve::policy::BatchLimits;
 use crate::{Error, Result};
+pub use control::{Control, describe_metrics};
 
 /// A model to serve, found but not loaded.
+#[derive(Debug, Clone)]
 pub struct Chosen {
     pub name: ModelName,
     entry: ModelEntry,
     version: u64,
+    /// Of the request that had it loaded.
+    overrides: BatchingOverrides,
 }
 
 impl Chosen {
+    fn new(entry: ModelEntry, version: u64, overrides: BatchingOverrides) -> Self {
+        Self { name: entry.name.as_str().into(), entry, version, overrides }
+    }
+
     /// What is to be loaded.
     pub fn spec(&self) -> ModelSpec {
         self.entry.spec(self.version)
@@ -38,7 +51,7 @@ pub fn choose(ai: &Ai) -> Result<Vec<Chosen>> {
         Ok((entry, version)) if chosen.iter().any(|c| *c.name == *entry.name) => {
             faults.push(format!("ai.models: two models are called {} (version {version} is the second)", entry.name));
         }
-        Ok((entry, version)) => chosen.push(Chosen { name: entry.name.as_str().into(), entry, version }),
+        Ok((entry, version)) => chosen.push(Chosen::new(entry, version, BatchingOverrides::default())),
         Err(e) => faults.push(e.to_string()),
     };
     if ai.models.is_empty() {
@@ -69,13 +82,16 @@ pub fn choose(ai: &Ai) -> Result<Vec<Chosen>> {
 /// The models the settings name, to be loaded.
 ///
 /// Errors: as [`choose`].
-pub fn of(ai: &Ai) -> Result<Models> {
-    let chosen = Arc::new(choose(ai)?);
-    let (to_load, ai) = (chosen.clone(), ai.clone());
+pub fn of(settings: &Settings) -> Result<Models> {
+    let chosen = choose(&settings.ai)?;
+    let default_model = chosen.first().map(|first| first.name.to_string());
+    let control = Arc::new(Control::new(settings));
+    let (loading, applying) = (control.clone(), control.clone());
     Ok(Models {
-        default_model: chosen.first().map(|first| first.name.to_string()),
-        load: Box::new(move |engine| load_all(&to_load, &ai, engine)),
-        apply: Box::new(move |settings, engine| apply_limits(&chosen, &settings.ai, engine)),
+        default_model,
+        load: Box::new(move |engine| loading.start(chosen, engine)),
+        apply: Box::new(move |settings, engine| applying.apply(settings, engine)),
+        control,
     })
 }
 
@@ -84,20 +100,66 @@ pub fn of(ai: &Ai) -> Result<Models> {
 /// Blocks: reads all weights.
 /// Errors: the first model's that fails; models before it are serving then.
 pub fn load_all(chosen: &[Chosen], ai: &Ai, engine: &Arc<Engine>) -> Result<()> {
-    let devices = device::select(&ai.device)?;
-    for Chosen { name, entry, version } in chosen {
-        let start = std::time::Instant::now();
-        entry.verify_files(*version)?;
-        let model = load_for(&entry.spec(*version), &devices, &placement(ai, &entry.batching()))?;
-        let info = &model.info;
-        tracing::info!(
-            model = %name, version, architecture = info.architecture, device = info.device, dtype = info.dtype,
-            max_seq_len = info.max_seq_len, seconds = start.elapsed().as_secs_f64(), "model loaded"
-        );
-        let limits = limits(&ai.limits(), &entry.batching(), name, info.max_seq_len);
+    for chosen in chosen {
+        let (model, limits) = chosen.load(ai)?;
         engine.add(model, limits)?;
     }
     Ok(())
+}
+
+impl Chosen {
+    /// Reads a model's weights onto the devices. Blocks.
+    ///
+    /// Errors: those of the devices, of the files and their checksums.
+    fn load(&self, ai: &Ai) -> Result<(LoadedModel, BatchLimits)> {
+        let (start, batching) = (Instant::now(), self.batching());
+        let devices = device::select(&ai.device)?;
+        self.entry.verify_files(self.version)?;
+        let model = load_for(&self.spec(), &devices, &placement(ai, &batching))?;
+        let info = &model.info;
+        tracing::info!(
+            model = %self.name, version = self.version, architecture = info.architecture, device = info.device,
+            dtype = info.dtype, max_seq_len = info.max_seq_len, seconds = start.elapsed().as_secs_f64(), "model loaded"
+        );
+        let limits = limits(&ai.limits(), &batching, &self.name, info.max_seq_len);
+        Ok((model, limits))
+    }
+
+    /// The manifest's limits with those over them that a request to load it named.
+    fn batching(&self) -> BatchingOverrides {
+        let (asked, manifest) = (&self.overrides, self.entry.batching());
+        BatchingOverrides {
+            max_batch_size: asked.max_batch_size.or(manifest.max_batch_size),
+            max_batch_tokens: asked.max_batch_tokens.or(manifest.max_batch_tokens),
+            max_queue_delay: asked.max_queue_delay.or(manifest.max_queue_delay),
+            max_queue_size: asked.max_queue_size.or(manifest.max_queue_size),
+        }
+    }
+
+    /// Puts the limits of these settings, and of the manifest as it is now, in force. A model whose manifest has become
+    /// unreadable, or whose limits are wrong, keeps what it had.
+    fn apply_limits(&mut self, ai: &Ai, engine: &Engine) {
+        // Not added yet: it will start with what the settings said at the start.
+        let Ok(info) = engine.model(Some(&self.name)) else { return };
+        let set = ModelEntry::open(&self.entry.path).and_then(|entry| {
+            self.entry.take_batching(entry);
+            let limits = limits(&ai.limits(), &self.batching(), &self.name, info.max_seq_len);
+            engine.set_limits(&self.name, limits)
+        });
+        if let Err(e) = set {
+            tracing::error!(model = %self.name, error = %e, "the model keeps its batching limits");
+        }
+    }
+
+    /// Whether these are the same files, as far as the repository tells: limits can change without loading anew.
+    fn is_same(&self, other: &Self) -> bool {
+        let bare = |chosen: &Self| {
+            let mut entry = chosen.entry.clone();
+            entry.take_batching(ModelEntry { layout: Layout::Folder, ..entry.clone() });
+            (entry.path, entry.layout, chosen.version)
+        };
+        bare(self) == bare(other)
+    }
 }
 
 /// What a device needs to know of the model before it is loaded.
@@ -107,21 +169,6 @@ fn placement(ai: &Ai, manifest: &BatchingOverrides) -> Placement {
         max_batch_size: manifest.max_batch_size.unwrap_or(ai.max_batch_size),
         cache_dir: ai.cache_dir(),
         falls_back: ai.device == DeviceSpec::Auto,
-    }
-}
-
-/// Puts the limits of these settings, and of the manifests as they are now, in force for every model
-/// served. A model whose manifest has become unreadable, or whose limits are wrong, keeps what it had.
-pub fn apply_limits(chosen: &[Chosen], ai: &Ai, engine: &Engine) {
-    for Chosen { name, entry, .. } in chosen {
-        // Not added yet: it will start with what the settings said at the start.
-        let Ok(info) = engine.model(Some(name)) else { continue };
-        let set = ModelEntry::open(&entry.path)
-            .map(|entry| limits(&ai.limits(), &entry.batching(), name, info.max_seq_len))
-            .and_then(|limits| engine.set_limits(name, limits));
-        if let Err(e) = set {
-            tracing::error!(model = %name, error = %e, "the model keeps its batching limits");
-        }
     }
 }
 
