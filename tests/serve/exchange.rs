@@ -57,6 +57,7 @@ async fn the_old_one_answers_what_it_has_and_the_new_one_what_comes() {
 async fn what_is_removed_is_unknown_and_its_drain_is_the_engines() {
     let (engine, controls) = engine(limits()).await;
     engine.add(fake::model("other", MAX_SEQ_LEN).0, limits()).unwrap();
+    wait_for(&engine, |health| *health == Health::Ready).await;
     controls.hold();
     let asked = tokio::spawn({
         let engine = engine.clone();
