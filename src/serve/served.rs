@@ -348,7 +348,7 @@ fn is_small_ids(inputs: &[Input]) -> bool {
     let mut num_ids = 0;
     inputs.iter().all(|input| match input {
         Input::Text(_) | Input::Pair(..) | Input::Image(_) | Input::Values(_) => false,
-        Input::TokenIds(ids) => {
+        Input::TokenIds(ids) | Input::TypedTokenIds { ids, .. } => {
             num_ids += ids.len() + 1;
             num_ids <= INLINE_IDS
         }
