@@ -359,8 +359,7 @@ fn n(datatype: &str, data: Value) -> Value {
 async fn tensor_models_take_every_type_that_converts_exactly() {
     let server = tensors().await;
     let metadata = ok(&server.get("/v2/models/m").await);
-    let expected =
-        json!([{"name": "x", "datatype": "FP32", "shape": [-1, 2]}, {"name": "n", "datatype": "INT64", "shape": [-1]}]);
+    let expected = json!([{"name": "x", "datatype": "FP32", "shape": [-1, 2]}, {"name": "n", "datatype": "INT64", "shape": [-1, 1]}]);
     assert_eq!(metadata["inputs"], expected);
     assert_eq!(metadata["outputs"][0], json!({"name": "twice", "datatype": "FP32", "shape": [-1, 2]}));
     for (x, n) in [
@@ -372,6 +371,10 @@ async fn tensor_models_take_every_type_that_converts_exactly() {
         assert_eq!(found("twice"), (json!([2, 2]), vec![2.0, 4.0, 6.0, 8.0]));
         assert_eq!(found("sum"), (json!([2]), vec![8.0, 13.0]));
     }
+    // One value an input may be written as a list of one, as metadata have it.
+    let n_1 = json!({"name": "n", "shape": [2, 1], "datatype": "INT64", "data": [[5], [6]]});
+    let found = outputs(&server, json!({"inputs": [x("FP32", json!([1, 2, 3, 4])), n_1]})).await;
+    assert_eq!(found("sum"), (json!([2]), vec![8.0, 13.0]));
     let half = |value: f32| half::f16::from_f32(value).to_le_bytes().to_vec();
     let brain = |value: f32| half::bf16::from_f32(value).to_le_bytes().to_vec();
     let values = [1f32, 2.0, 3.0, 4.0];
@@ -417,6 +420,11 @@ async fn tensor_models_take_every_type_that_converts_exactly() {
             json!([{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}, good_n()]),
             400,
             "n: has 2 inputs, `x` has 1",
+        ),
+        (
+            json!([x("FP32", json!([1, 2, 3, 4])), {"name": "n", "shape": [1, 2], "datatype": "INT64", "data": [5, 6]}]),
+            422,
+            "the shape [n] or [n, 1], got [1, 2]",
         ),
         (json!([texts("text", &["a"])]), 422, "no input is named `text`; known: x, n"),
     ] {

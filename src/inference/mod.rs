@@ -121,7 +121,21 @@ impl Inferences {
             return Ok(Computed { info, task, rows, usage, phases, num_cached: None });
         };
         let through = Through { engine: &self.engine, caching, flights: &self.flights, joined: &self.joined };
-        Passage::new(through, info, form, request, start).await?.run(cache_use).await
+        let computed = Passage::new(through, info, form, request, start).await?.run(cache_use).await?;
+        let name = &computed.info.name;
+        let is_found = computed.num_cached == Some(computed.rows.len());
+        // A model that is no longer served needs no counts. Who wants all anew has not looked.
+        let _ = match cache_use {
+            CacheUse::Full if is_found => self.engine.count_found(name, computed.phases.total),
+            CacheUse::Full => self.engine.count_missed(name),
+            CacheUse::Refresh | CacheUse::Bypass => Ok(()),
+        };
+        Ok(computed)
+    }
+
+    /// Whether results are kept for those who ask for them again.
+    pub fn has_cache(&self) -> bool {
+        self.caching.is_some()
     }
 
     /// The model of this name as it is served now; the default one for `None`.

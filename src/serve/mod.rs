@@ -190,6 +190,16 @@ impl Engine {
         Ok(self.find(Some(name))?.statistics())
     }
 
+    /// Counts a request that was answered without this engine, and how long that took. Errors: `UnknownModel`.
+    pub fn count_found(&self, name: &str, took: Duration) -> Result<()> {
+        self.find(Some(name)).map(|served| served.tally.found(took))
+    }
+
+    /// Counts a request that could have been, and was not. Errors: `UnknownModel`.
+    pub fn count_missed(&self, name: &str) -> Result<()> {
+        self.find(Some(name)).map(|served| served.tally.missed())
+    }
+
     /// Puts new limits in force for the requests admitted and the batches formed from now on, and logs old
     /// and new. What waits already stays, also above a smaller `max_queue_size`. A `max_batch_tokens` that was lowered
     /// for want of memory is what is said here again.

@@ -48,7 +48,7 @@ pub struct Served {
     /// Bounds the texts and id lists of `tokenize` and `decode`, which no device waits for.
     text_room: Arc<Room>,
     pub metrics: ModelMetrics,
-    tally: Tally,
+    pub tally: Tally,
     /// Between two looks of a waiting request whether its device was given up.
     look_interval: Duration,
     encoder: Arc<Encoder>,

@@ -145,10 +145,16 @@ fn values_of(tensors: &[Tensor], form: &Form, limit: usize) -> Result<Vec<Input>
         let n = tensor.shape.first().copied().unwrap_or(0);
         check_count(&tensor.name, n, limit)?;
         let agrees = |(dim, got): (&Option<usize>, &usize)| dim.is_none_or(|dim| dim == *got);
-        if tensor.shape.len() != spec.shape.len() || !spec.shape.iter().zip(&tensor.shape).all(agrees) {
+        // A number an input may be written as a list of one: see `TensorSpec::input_dims`.
+        let shape = match tensor.shape[..] {
+            [_, 1] if spec.shape.len() == 1 => &tensor.shape[..1],
+            _ => &tensor.shape[..],
+        };
+        if shape.len() != spec.shape.len() || !spec.shape.iter().zip(shape).all(agrees) {
             let dims: Vec<String> =
                 spec.shape.iter().map(|dim| dim.map_or("n".into(), |dim| dim.to_string())).collect();
-            return Err(wrong_shape(tensor, &format!("[{}]", dims.join(", "))));
+            let or_one = if dims.len() == 1 { " or [n, 1]" } else { "" };
+            return Err(wrong_shape(tensor, &format!("[{}]{or_one}", dims.join(", "))));
         }
         match num_inputs.replace(n) {
             Some(others) if others != n => {
