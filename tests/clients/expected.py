@@ -20,6 +20,7 @@ class Asked(NamedTuple):
     outputs: dict
     # Of the Open Inference Protocol alone: elsewhere values behind these are left out of the comparison.
     parameters: dict = {}
+    tolerance: float = TOLERANCE
 
 
 def softmax(values):
@@ -51,7 +52,7 @@ def same_tensors(found, asked, is_exact_shape=True):
             got = got[tuple(slice(0, size) for size in expected.shape)]
         assert got.shape == expected.shape, f"{name}: shape {got.shape}, expected {expected.shape}"
         error = numpy.abs(got - expected) / numpy.maximum(1, numpy.abs(expected))
-        assert error.max() <= TOLERANCE, f"{name}: off by {error.max()}"
+        assert error.max() <= asked.tolerance, f"{name}: off by {error.max()}"
 
 
 def cases(model, kind):
@@ -59,16 +60,16 @@ def cases(model, kind):
 
 
 CLASSIFY = Model("heads/bert-nli", "classify")
-LABELS = ["contradiction", "neutral", "entailment"]
 RERANK = Model("heads/xlm-roberta-rerank", "rerank")
 TOKEN_CLASSIFY = Model("heads/bert-ner", "token_classify")
 SPARSE = Model("heads/distilbert-splade", "sparse")
 FILL_MASK = Model("heads/bert-masked-lm", "fill_mask")
 EMBED = Model("heads/bert-dense", "embed")
 FLOWERS = Model("vision/vit-flowers", "classify")
-FLOWER_LABELS = ["fern", "moss", "reed", "rush", "sedge"]
 CLIP = Model("vision/clip", "embed")
 PICTURES = ("photo.png", "photo.jpg")
+# Pictures are read and resized by other code than the references', which rounds at other places.
+PICTURE_TOLERANCE = 5e-3
 TENSORS = Model("keras/joined.keras", "infer")
 
 
@@ -90,8 +91,8 @@ def rerank():
 
 def token_classify():
     texts = cases(TOKEN_CLASSIFY, str)
-    # [tokens, labels], written flat: each text has as many scores as its model has labels, for each token.
-    num_labels = len(texts[0]["logits"]) // len(REFERENCES[TOKEN_CLASSIFY.name]["cases"][0]["entities"]["none"] + [None, None])
+    # They are written flat, token by token.
+    num_labels = len(TOKEN_CLASSIFY.labels)
     scores, lengths = padded([softmax(numpy.reshape(case["logits"], (-1, num_labels))) for case in texts])
     return [Asked({"text": [case["input"] for case in texts]}, {"scores": scores, "lengths": lengths})]
 
@@ -123,7 +124,8 @@ def picture(name):
 def flowers():
     references = safetensors("vision/references.safetensors")
     rows = [references[f"{FLOWERS.name}/{name}/row"] for name in PICTURES]
-    return [Asked({"image": [picture(name) for name in PICTURES]}, {"scores": softmax(rows)})]
+    files = [picture(name) for name in PICTURES]
+    return [Asked({"image": files}, {"scores": softmax(rows)}, tolerance=PICTURE_TOLERANCE)]
 
 
 def tensors():

@@ -11,8 +11,8 @@ import expected
 from judging import raises
 from models import FIXTURES, safetensors
 
-# Of a forward of f32 on both sides.
-LEAST_COSINE = 0.99999
+# Of a forward of f32 on both sides, on pictures that were read and resized by different code.
+LEAST_COSINE = 0.9999
 
 
 class HuggingFaceImages:
@@ -24,12 +24,12 @@ class HuggingFaceImages:
     def test_image_classification(self):
         [asked] = expected.flowers()
         for name, file, scores in zip(expected.PICTURES, asked.inputs["image"], asked.outputs["scores"]):
-            wanted = dict(zip(expected.FLOWER_LABELS, scores))
+            wanted = dict(zip(self.model.labels, scores))
             for image in (file, str(FIXTURES / "vision/images" / name)):
                 found = self.hub.image_classification(image)
                 assert [element.score for element in found] == sorted((element.score for element in found), reverse=True), found
                 assert sorted(element.label for element in found) == sorted(wanted), found
-                assert all(abs(element.score - wanted[element.label]) < expected.TOLERANCE for element in found), (found, wanted)
+                assert all(abs(element.score - wanted[element.label]) < expected.PICTURE_TOLERANCE for element in found), (found, wanted)
             best = max(wanted, key=wanted.get)
             assert [element.label for element in self.hub.image_classification(file, top_k=1)] == [best], best
         error = raises(HfHubHTTPError, lambda: self.hub.image_classification(b"no image"))

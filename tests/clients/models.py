@@ -28,6 +28,12 @@ class Model(NamedTuple):
     def name(self):
         return pathlib.Path(self.path).stem
 
+    @property
+    def labels(self):
+        """Of a classifier, in their order."""
+        names = json.loads((FIXTURES / self.path / "config.json").read_text())["id2label"]
+        return [names[str(i)] for i in range(len(names))]
+
 
 def safetensors(path):
     """The tensors of a file of tests/fixtures by their names.
