@@ -12,7 +12,7 @@ from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 import expected
 from expected import same_tensors
-from judging import grpc_address, raises
+from judging import aside, grpc_address, raises
 
 
 class TritonTask:
@@ -27,9 +27,13 @@ class TritonTask:
     def name(self):
         return self.model.name
 
+    def metadata(self):
+        with aside():
+            return self.http.get_model_metadata(self.name)
+
     def arrays(self, inputs):
         """As metadata describe the tensors; those that it does not list are of token ids."""
-        listed = {tensor["name"]: tensor for tensor in self.http.get_model_metadata(self.name)["inputs"]}
+        listed = {tensor["name"]: tensor for tensor in self.metadata()["inputs"]}
         for name, values in inputs.items():
             tensor = listed.get(name, {"datatype": "INT64", "shape": [-1, -1]})
             is_bytes = tensor["datatype"] == "BYTES"
@@ -42,7 +46,7 @@ class TritonTask:
     def by_http(self, inputs, binary, **more):
         make = lambda name, datatype, array: triton.InferInput(name, list(array.shape), datatype)
         sent = [make(*parts).set_data_from_numpy(parts[2], binary_data=binary) for parts in self.arrays(inputs)]
-        names = [output["name"] for output in self.http.get_model_metadata(self.name)["outputs"]]
+        names = [output["name"] for output in self.metadata()["outputs"]]
         outputs = [triton.InferRequestedOutput(name, binary_data=binary) for name in names]
         result = self.http.infer(self.name, sent, outputs=outputs, **more)
         return {output["name"]: result.as_numpy(output["name"]) for output in result.get_response()["outputs"]}
@@ -65,6 +69,23 @@ class TritonTask:
         for asked in self.asked:
             same_tensors(self.by_grpc(asked.inputs, parameters=asked.parameters or None), asked)
 
+    def test_metadata_and_configuration(self):
+        asked = self.asked[-1]
+        plain = lambda tensors: [(tensor["name"], tensor["datatype"], [int(dim) for dim in tensor["shape"]]) for tensor in tensors]
+        by_http, by_grpc = self.http.get_model_metadata(self.name), self.grpc.get_model_metadata(self.name, as_json=True)
+        for side, wanted in (("inputs", asked.inputs), ("outputs", asked.outputs)):
+            tensors = plain(by_http[side])
+            assert tensors == plain(by_grpc[side]), (tensors, by_grpc[side])
+            assert sorted(wanted) == sorted(name for name, _, _ in tensors), (tensors, list(wanted))
+        for name, _, dims in plain(by_http["outputs"]):
+            shape = numpy.shape(asked.outputs[name])
+            assert len(dims) == len(shape) and all(dim in (-1, size) for dim, size in zip(dims, shape)), (name, dims, shape)
+        config, over_grpc = self.http.get_model_config(self.name), self.grpc.get_model_config(self.name).config
+        assert config["max_batch_size"] == over_grpc.max_batch_size > 1, config
+        inputs = {name: dims[1:] for name, _, dims in plain(by_http["inputs"])}
+        assert {tensor["name"]: tensor["dims"] for tensor in config["input"]} == inputs, config
+        assert {tensor.name: list(tensor.dims) for tensor in over_grpc.input} == inputs, over_grpc
+
     def everywhere(self, inputs, **more):
         """The answer, which is the same whichever way one asks."""
         found = [self.by_http(inputs, False, **more), self.by_http(inputs, True, **more), self.by_grpc(inputs, **more)]
@@ -84,7 +105,7 @@ class TritonTask:
 
     def ask(self, path, body):
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"content-type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with aside(), urllib.request.urlopen(request, timeout=60) as response:
             return json.load(response)
 
     def pair_of_ids(self, first, second):
