@@ -18,6 +18,12 @@ pub enum Input {
     Pair(String, String),
     /// Ids of the model's own vocabulary, special tokens included or not: taken as they are.
     TokenIds(Vec<u32>),
+    /// The same, each with the segment it is of, for models with a table of token types. Made by [`Input::of_ids`]: as many
+    /// types as ids, and not all 0.
+    TypedTokenIds {
+        ids: Vec<u32>,
+        types: Vec<u32>,
+    },
     /// A file: PNG, JPEG or WebP.
     Image(Bytes),
     /// The values of all inputs of a tensor model, one after another, each row-major. Integers are exact below 2^24.
@@ -25,12 +31,23 @@ pub enum Input {
 }
 
 impl Input {
+    /// Token ids with a type each, or with none: all 0 is what they are without.
+    ///
+    /// Shapes: `types` as `ids`, or empty.
+    pub fn of_ids(ids: Vec<u32>, types: Vec<u32>) -> Self {
+        match types.iter().all(|&t| t == 0) {
+            true => Self::TokenIds(ids),
+            false => Self::TypedTokenIds { ids, types },
+        }
+    }
+
     /// What it is, for errors.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Text(_) => "a text",
             Self::Pair(..) => "a pair of texts",
             Self::TokenIds(_) => "a list of token ids",
+            Self::TypedTokenIds { .. } => "a list of token ids with types",
             Self::Image(_) => "an image",
             Self::Values(_) => "a row of tensors",
         }
@@ -41,7 +58,7 @@ impl Input {
         match self {
             Self::Text(text) => text.chars().count(),
             Self::Pair(first, second) => first.chars().count() + second.chars().count(),
-            Self::TokenIds(_) | Self::Image(_) | Self::Values(_) => 0,
+            Self::TokenIds(_) | Self::TypedTokenIds { .. } | Self::Image(_) | Self::Values(_) => 0,
         }
     }
 
@@ -51,6 +68,7 @@ impl Input {
             Self::Text(text) => text.len(),
             Self::Pair(first, second) => first.len() + second.len(),
             Self::TokenIds(ids) => 4 * ids.len(),
+            Self::TypedTokenIds { ids, types } => 4 * (ids.len() + types.len()),
             Self::Image(file) => file.len(),
             Self::Values(values) => 4 * values.len(),
         }

@@ -194,13 +194,14 @@ async fn models_are_described_as_over_rest() {
     let asked = ModelMetadataRequest { name: name.clone(), version: version.clone() };
     let metadata = served.client.model_metadata(asked).await.unwrap().into_inner();
     assert_eq!((&*metadata.name, &metadata.versions[..]), ("fake", &["1".to_string()][..]));
-    assert_eq!((&*metadata.inputs[0].name, &metadata.inputs[0].shape[..]), ("text", &[-1][..]));
+    assert_eq!((&*metadata.inputs[0].name, &metadata.inputs[0].shape[..]), ("text", &[-1, 1][..]));
     assert_eq!((&*metadata.outputs[0].datatype, &metadata.outputs[0].shape[..]), ("FP32", &[-1, 8][..]));
 
     let asked = ModelConfigRequest { name: name.clone(), version: version.clone() };
     let config = served.client.model_config(asked).await.unwrap().into_inner().config.unwrap();
     assert_eq!((config.max_batch_size, config.input[0].data_type()), (32, DataType::TypeString));
-    assert_eq!((&config.input[0].dims[..], config.input[0].reshape.is_some()), (&[1][..], true));
+    assert_eq!((&config.input[0].dims[..], config.input.len()), (&[1][..], 1));
+    assert_eq!(config.response_cache.map(|cache| cache.enable), Some(false));
     assert_eq!((config.output[0].data_type(), &config.output[0].dims[..]), (DataType::TypeFp32, &[8][..]));
 
     served.client.model_infer(texts(&["w1", "w2"])).await.unwrap();

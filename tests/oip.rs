@@ -249,21 +249,22 @@ async fn server_and_models_describe_themselves() {
     assert_eq!((&about["name"], &about["version"]), (&json!("eremois"), &json!("0.0.0")));
     assert!(about["extensions"].as_array().unwrap().contains(&json!("binary_tensor_data")));
     let ids = |name: &str| json!({"name": name, "datatype": "INT64", "shape": [-1, -1]});
+    let others = json!([[ids("input_ids"), ids("attention_mask"), ids("token_type_ids")]]);
     let expected = json!({
         "name": "fake", "versions": ["1"], "platform": "eremois_fake",
-        "inputs": [
-            {"name": "text", "datatype": "BYTES", "shape": [-1]},
-            ids("input_ids"), ids("attention_mask"), ids("token_type_ids"),
-        ],
+        "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1, 1]}],
         "outputs": [{"name": "embedding", "datatype": "FP32", "shape": [-1, 8]}],
     });
     for path in ["/v2/models/fake", "/v2/models/fake/versions/1"] {
         assert_eq!(ok(&server.get(path).await), expected);
         let config = ok(&server.get(&format!("{path}/config")).await);
         assert_eq!((&config["name"], &config["max_batch_size"]), (&json!("fake"), &json!(32)));
-        let text = json!({"name": "text", "data_type": "TYPE_STRING", "dims": [1], "reshape": {"shape": []}, "optional": false});
-        let ids = json!({"name": "input_ids", "data_type": "TYPE_INT64", "dims": [-1], "optional": true});
-        assert_eq!((&config["input"][0], &config["input"][1]), (&text, &ids));
+        let text = json!({"name": "text", "data_type": "TYPE_STRING", "dims": [1], "optional": false});
+        assert_eq!(config["input"], json!([text]));
+        let told: Value =
+            serde_json::from_str(config["parameters"]["other_inputs"]["string_value"].as_str().unwrap()).unwrap();
+        assert_eq!(told, others);
+        assert_eq!(config["response_cache"], json!({"enable": false}));
         assert_eq!(config["output"], json!([{"name": "embedding", "data_type": "TYPE_FP32", "dims": [8]}]));
         assert_eq!(config["instance_group"][0]["kind"], "KIND_CPU");
         assert_eq!(config["dynamic_batching"]["preferred_batch_size"], json!([8]));
@@ -342,6 +343,7 @@ async fn statistics_count_what_was_computed() {
     };
     let (num_computed, success_ns) = of("success");
     assert_eq!((num_computed, of("fail").0), (2, 1));
+    assert_eq!((of("compute_output"), of("cache_hit"), of("cache_miss")), ((2, 0), (0, 0), (0, 0)));
     for phase in ["queue", "compute_input", "compute_infer"] {
         let (count, ns) = of(phase);
         assert!(count == 2 && ns <= success_ns, "{phase}: {stats}");

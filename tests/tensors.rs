@@ -244,7 +244,12 @@ async fn token_ids_do_for_every_task() {
     for (beside, status, says) in [
         (tensor("attention_mask", json!(vec![0; ids.len()])), 400, "input_ids[0] must not be empty"),
         (tensor("attention_mask", json!(vec![2; ids.len()])), 422, "attention_mask[0]: expected zeros and ones"),
-        (tensor("token_type_ids", json!(vec![1; ids.len()])), 422, "token ids are taken as one segment"),
+        (
+            tensor("token_type_ids", json!(vec![2; ids.len()])),
+            422,
+            "token_type_ids: got 2; this model has 2 token types",
+        ),
+        (tensor("token_type_ids", json!(vec![-1; ids.len()])), 422, "token_type_ids[0]: -1 is no token type"),
         (
             json!({"name": "attention_mask", "shape": [1], "datatype": "INT64", "data": [1]}),
             422,
@@ -262,6 +267,86 @@ async fn token_ids_do_for_every_task() {
     close(&[0, 1, 2].map(|i| result["result"][0][i][1].as_f64().unwrap()), &expected);
 }
 
+/// A pair of texts as the tokenizer of BERT's kin puts it together: ids, and of which text each is.
+async fn pair_of(server: &Server, first: &str, second: &str) -> (Vec<u64>, Vec<u64>) {
+    let tokens = ok(&server.post("/tokenize", json!({"inputs": [first, second]})).await);
+    let ids = |i: usize| tokens[i].as_array().unwrap().iter().map(|token| token["id"].as_u64().unwrap());
+    // The second one without its [CLS].
+    let (first, second): (Vec<u64>, Vec<u64>) = (ids(0).collect(), ids(1).skip(1).collect());
+    let types = [vec![0; first.len()], vec![1; second.len()]].concat();
+    ([first, second].concat(), types)
+}
+
+#[tokio::test]
+async fn token_types_tell_the_texts_of_a_pair_apart() {
+    for (name, task) in [("bert-nli", "classify"), ("electra-rerank", "rerank"), ("albert-nli", "classify")] {
+        let server = server(name, task).await;
+        let second = if task == "rerank" { "query" } else { "text_pair" };
+        let (first_name, second_name) = if task == "rerank" { (second, "text") } else { ("text", second) };
+        let pair = json!({"inputs": [texts(first_name, &["the tide"]), texts(second_name, &["fog"])]});
+        let expected = outputs(&server, pair).await("scores").1;
+        let (mut ids, mut types) = pair_of(&server, "the tide", "fog").await;
+        let num_ids = ids.len();
+        let body = json!({"signature_name": "input_ids", "instances": [{"input_ids": ids, "token_type_ids": types}]});
+        close(&numbers(&ok(&server.post(PREDICT, body).await)["predictions"]), &expected);
+        let columns = json!({"input_ids": [ids], "token_type_ids": [types]});
+        let body = json!({"signature_name": "input_ids", "inputs": columns});
+        close(&numbers(&ok(&server.post(PREDICT, body).await)["outputs"]), &expected);
+        if task == "classify" {
+            let body = json!({"examples": [{"input_ids": ids, "token_type_ids": types}]});
+            let result = ok(&server.post("/v1/models/m:classify", body).await);
+            close(&[0, 1, 2].map(|i| result["result"][0][i][1].as_f64().unwrap()), &expected);
+            let wrong = json!({"input_ids": ids, "token_type_ids": vec![9; num_ids]});
+            for (before, says) in [(vec![], "examples[0].token_type_ids: got 9"), (vec![&wrong], "examples[")] {
+                let examples: Vec<&Value> = before.into_iter().chain([&wrong]).collect();
+                refused(&server.post("/v1/models/m:classify", json!({"examples": examples})).await, 400, says);
+            }
+        }
+
+        // Padding has a type too, which means nothing.
+        ids.push(0);
+        types.push(7);
+        let mask = [vec![1; num_ids], vec![0]].concat();
+        let twice = |values: &[u64]| json!([values, values]);
+        let tensor = |name: &str, values: Value| json!({"name": name, "shape": [2, num_ids + 1], "datatype": "INT64", "data": values});
+        let (ids_of, masks) = (tensor("input_ids", twice(&ids)), tensor("attention_mask", twice(&mask)));
+        let typed = json!({"inputs": [tensor("token_type_ids", json!([types, vec![0; num_ids + 1]])), ids_of, masks]});
+        let found = outputs(&server, typed).await("scores").1;
+        let (with, without) = found.split_at(expected.len());
+        close(with, &expected);
+        assert!(with.iter().zip(without).any(|(a, b)| (a - b).abs() > 1e-4), "{name}: types change nothing: {found:?}");
+
+        let types32: Vec<u8> = [&types[..], &types].concat().iter().flat_map(|&t| (t as u32).to_le_bytes()).collect();
+        let packed = json!({"name": "token_type_ids", "shape": [2, num_ids + 1], "datatype": "INT32", "parameters": {"binary_data_size": types32.len()}});
+        let head = json!({"inputs": [ids_of, packed, masks]}).to_string();
+        let request = Request::post(INFER).header("Inference-Header-Content-Length", head.len());
+        let answer = server.send(request.body(Body::from([head.as_bytes(), &types32].concat())).unwrap()).await;
+        close(&numbers(&ok(&answer)["outputs"][0]["data"]), &[&expected[..], &expected].concat());
+
+        let wrong = json!({"inputs": [ids_of, tensor("token_type_ids", json!([types, vec![2; num_ids + 1]]))]});
+        refused(
+            &server.post(INFER, wrong).await,
+            422,
+            "token_type_ids[0]: got 7; this model has 2 token types, from 0 to 1",
+        );
+        let wrong = json!({"inputs": [ids_of, masks, tensor("token_type_ids", json!([types, vec![2; num_ids + 1]]))]});
+        refused(&server.post(INFER, wrong).await, 422, "token_type_ids[1]: got 2");
+        let rows = json!([{"input_ids": [1], "token_type_ids": [0]}, {"input_ids": [1], "token_type_ids": [2]}]);
+        let wrong = json!({"signature_name": "input_ids", "instances": rows});
+        refused(&server.post(PREDICT, wrong).await, 400, "instances[1].token_type_ids: got 2");
+    }
+    for (name, task, says) in [
+        ("xlm-roberta-rerank", "rerank", "token_type_ids: got 1; this model has one token type: all must be 0"),
+        ("distilbert-multi-label", "classify", "token_type_ids: got 1; this model has no token types: all must be 0"),
+    ] {
+        let server = server(name, task).await;
+        let tensor =
+            |name: &str, values: Value| json!({"name": name, "shape": [1, 2], "datatype": "INT64", "data": values});
+        let body = json!({"inputs": [tensor("input_ids", json!([1, 2])), tensor("token_type_ids", json!([0, 1]))]});
+        refused(&server.post(INFER, body).await, 422, says);
+    }
+}
+
 fn x(datatype: &str, data: Value) -> Value {
     json!({"name": "x", "shape": [2, 2], "datatype": datatype, "data": data})
 }
@@ -274,8 +359,7 @@ fn n(datatype: &str, data: Value) -> Value {
 async fn tensor_models_take_every_type_that_converts_exactly() {
     let server = tensors().await;
     let metadata = ok(&server.get("/v2/models/m").await);
-    let expected =
-        json!([{"name": "x", "datatype": "FP32", "shape": [-1, 2]}, {"name": "n", "datatype": "INT64", "shape": [-1]}]);
+    let expected = json!([{"name": "x", "datatype": "FP32", "shape": [-1, 2]}, {"name": "n", "datatype": "INT64", "shape": [-1, 1]}]);
     assert_eq!(metadata["inputs"], expected);
     assert_eq!(metadata["outputs"][0], json!({"name": "twice", "datatype": "FP32", "shape": [-1, 2]}));
     for (x, n) in [
@@ -287,6 +371,10 @@ async fn tensor_models_take_every_type_that_converts_exactly() {
         assert_eq!(found("twice"), (json!([2, 2]), vec![2.0, 4.0, 6.0, 8.0]));
         assert_eq!(found("sum"), (json!([2]), vec![8.0, 13.0]));
     }
+    // One value an input may be written as a list of one, as metadata have it.
+    let n_1 = json!({"name": "n", "shape": [2, 1], "datatype": "INT64", "data": [[5], [6]]});
+    let found = outputs(&server, json!({"inputs": [x("FP32", json!([1, 2, 3, 4])), n_1]})).await;
+    assert_eq!(found("sum"), (json!([2]), vec![8.0, 13.0]));
     let half = |value: f32| half::f16::from_f32(value).to_le_bytes().to_vec();
     let brain = |value: f32| half::bf16::from_f32(value).to_le_bytes().to_vec();
     let values = [1f32, 2.0, 3.0, 4.0];
@@ -332,6 +420,11 @@ async fn tensor_models_take_every_type_that_converts_exactly() {
             json!([{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}, good_n()]),
             400,
             "n: has 2 inputs, `x` has 1",
+        ),
+        (
+            json!([x("FP32", json!([1, 2, 3, 4])), {"name": "n", "shape": [1, 2], "datatype": "INT64", "data": [5, 6]}]),
+            422,
+            "the shape [n] or [n, 1], got [1, 2]",
         ),
         (json!([texts("text", &["a"])]), 422, "no input is named `text`; known: x, n"),
     ] {

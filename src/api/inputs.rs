@@ -82,7 +82,7 @@ pub fn check_count(field: &str, got: usize, limit: usize) -> Result<()> {
 /// The engine names inputs as OpenAI does (`input[3]`); in the errors of other protocols they are `name`.
 pub fn renamed(error: Error, name: &str) -> Error {
     let ours = |field: String| match field.strip_prefix("input") {
-        Some(rest) if rest.is_empty() || rest.starts_with('[') => format!("{name}{rest}"),
+        Some(rest) if rest.is_empty() || rest.starts_with(['[', '.']) => format!("{name}{rest}"),
         _ => field,
     };
     error.with_field(ours)

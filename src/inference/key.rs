@@ -14,6 +14,7 @@ const TAG_TOKEN_IDS: u8 = 1;
 const TAG_PAIR: u8 = 2;
 const TAG_IMAGE: u8 = 3;
 const TAG_VALUES: u8 = 4;
+const TAG_TYPED_TOKEN_IDS: u8 = 5;
 
 /// All of a request but its inputs, with nothing left to default, hashed once for all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,6 +128,13 @@ fn encode(input: &Input, mut write: impl FnMut(&[u8])) {
             write(&[TAG_TOKEN_IDS]);
             write(&(ids.len() as u64).to_le_bytes());
             words(&mut write, ids, |id| id.to_le_bytes());
+        }
+        Input::TypedTokenIds { ids, types } => {
+            write(&[TAG_TYPED_TOKEN_IDS]);
+            for words_of in [ids, types] {
+                write(&(words_of.len() as u64).to_le_bytes());
+                words(&mut write, words_of, |word| word.to_le_bytes());
+            }
         }
         Input::Image(file) => {
             write(&[TAG_IMAGE]);
@@ -253,6 +261,9 @@ mod tests {
             key(&info(), prompt("doc")),
             Form::of(&info(), &plain()).unwrap().key(&Input::Text("b".into())),
             Form::of(&info(), &plain()).unwrap().key(&Input::TokenIds(vec![97])),
+            Form::of(&info(), &plain()).unwrap().key(&Input::TokenIds(vec![97, 98])),
+            Form::of(&info(), &plain()).unwrap().key(&Input::of_ids(vec![97, 98], vec![0, 1])),
+            Form::of(&info(), &plain()).unwrap().key(&Input::of_ids(vec![97, 98], vec![1, 0])),
             Form::of(&info(), &plain()).unwrap().key(&Input::Pair("a".into(), String::new())),
         ];
         let num_keys = keys.len();
@@ -296,6 +307,10 @@ mod tests {
             any::<String>().prop_map(Input::Text),
             proptest::collection::vec(0u32..3, 0..6).prop_map(Input::TokenIds),
             proptest::collection::vec(any::<u32>(), 0..600).prop_map(Input::TokenIds),
+            proptest::collection::vec((0u32..3, 0u32..2), 0..4).prop_map(|typed| {
+                let (ids, types) = typed.into_iter().unzip();
+                Input::of_ids(ids, types)
+            }),
             ("[ab\u{0}]{0,3}", "[ab\u{0}]{0,3}").prop_map(|(first, second)| Input::Pair(first, second)),
             "[ab\u{0}\u{1}]{0,6}".prop_map(|file| Input::Image(file.into())),
             proptest::collection::vec(0u8..3, 0..6)

@@ -135,7 +135,20 @@ impl Inferences {
             return Ok(Computed { info, task, rows, usage, phases, num_cached: None });
         };
         let through = Through { model: &model, caching, flights: &self.flights, joined: &self.joined };
-        Passage::new(through, info, form, request, start).await?.run(cache_use).await
+        let computed = Passage::new(through, info, form, request, start).await?.run(cache_use).await?;
+        let is_found = computed.num_cached == Some(computed.rows.len());
+        // Who wants all anew has not looked.
+        match cache_use {
+            CacheUse::Full if is_found => model.count_found(computed.phases.total),
+            CacheUse::Full => model.count_missed(),
+            CacheUse::Refresh | CacheUse::Bypass => {}
+        }
+        Ok(computed)
+    }
+
+    /// Whether results are kept for those who ask for them again.
+    pub fn has_cache(&self) -> bool {
+        self.caching.is_some()
     }
 
     /// The model of this name as it is served now; the default one for `None`.

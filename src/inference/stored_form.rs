@@ -9,13 +9,14 @@ use crate::model::DEFAULT_TOP_K;
 use crate::request::{Input, Task, TaskParams, Truncation, TruncationDirection};
 use crate::store::record::StoredInput;
 
-/// Inputs as they are kept: a list of texts, of pairs of texts, of lists of token ids, of `{"image": base64}` and of
-/// `{"values": [f32]}`.
+/// Inputs as they are kept: a list of texts, of pairs of texts, of lists of token ids, of
+/// `{"token_ids": [u32], "token_type_ids": [u32]}`, of `{"image": base64}` and of `{"values": [f32]}`.
 pub fn input_value(inputs: &[Input]) -> serde_json::Value {
     let value = |input: &Input| match input {
         Input::Text(text) => serde_json::Value::from(text.as_str()),
         Input::Pair(first, second) => serde_json::json!([first, second]),
         Input::TokenIds(ids) => serde_json::Value::from(ids.as_slice()),
+        Input::TypedTokenIds { ids, types } => serde_json::json!({"token_ids": ids, "token_type_ids": types}),
         Input::Image(file) => serde_json::json!({"image": BASE64_STANDARD.encode(file)}),
         Input::Values(values) => {
             serde_json::json!({"values": values.iter().copied().map(number).collect::<Vec<_>>()})
@@ -34,17 +35,19 @@ pub fn inputs_of(value: &serde_json::Value) -> Vec<Input> {
             };
             Some(Input::Pair(first.clone(), second.clone()))
         }
-        serde_json::Value::Array(ids) => {
-            let ids: Option<Vec<u32>> = ids.iter().map(id).collect();
-            ids.map(Input::TokenIds)
-        }
-        serde_json::Value::Object(fields) => match (fields.get("image"), fields.get("values")) {
-            (Some(serde_json::Value::String(file)), _) => {
+        serde_json::Value::Array(_) => ids_of(value).map(Input::TokenIds),
+        serde_json::Value::Object(fields) => match (fields.get("image"), fields.get("values"), fields.get("token_ids"))
+        {
+            (Some(serde_json::Value::String(file)), ..) => {
                 BASE64_STANDARD.decode(file).ok().map(|file| Input::Image(file.into()))
             }
-            (_, Some(serde_json::Value::Array(values))) => {
+            (_, Some(serde_json::Value::Array(values)), _) => {
                 let values: Option<Vec<f32>> = values.iter().map(|v| v.as_f64().map(|v| v as f32)).collect();
                 values.map(|values| Input::Values(values.into()))
+            }
+            (.., Some(ids)) => {
+                let (ids, types) = (ids_of(ids)?, ids_of(fields.get("token_type_ids")?)?);
+                (ids.len() == types.len()).then(|| Input::of_ids(ids, types))
             }
             _ => None,
         },
@@ -99,6 +102,10 @@ pub fn parameters_of(params: &TaskParams) -> serde_json::Value {
     serde_json::Value::Object(object)
 }
 
+fn ids_of(value: &serde_json::Value) -> Option<Vec<u32>> {
+    value.as_array()?.iter().map(id).collect()
+}
+
 fn id(value: &serde_json::Value) -> Option<u32> {
     value.as_u64().and_then(|id| u32::try_from(id).ok())
 }
@@ -144,11 +151,14 @@ mod tests {
             Input::Text("a \"b\"".into()),
             Input::TokenIds(vec![0, u32::MAX]),
             Input::TokenIds(vec![]),
+            Input::of_ids(vec![7, 8], vec![0, 1]),
             Input::Pair("q".into(), "".into()),
             Input::Image(vec![0, 255, 10].into()),
             Input::Values([0.1, -3e30, 0.0].into()),
         ];
         assert_eq!(inputs_of(&input_value(&inputs)), inputs);
+        let uneven = serde_json::json!([{"token_ids": [1, 2], "token_type_ids": [1]}, {"token_ids": [1]}]);
+        assert_eq!(inputs_of(&uneven), []);
         assert!(matches!(stored_input(&inputs, KeptInput::Hash), StoredInput::Hash(hash) if hash.len() == 64));
         assert_ne!(stored_input(&inputs, KeptInput::Hash), stored_input(&inputs[..1], KeptInput::Hash));
         assert_eq!(stored_input(&inputs, KeptInput::None), StoredInput::None);

@@ -173,7 +173,8 @@ fn described(spec: &ModelSpec, devices: &[Device]) -> Result<Described> {
         licence: spec.licence.clone(),
         created: modified(weights.path()),
     };
-    let encoder = Encoder::new(tokenizer, max_seq_len, config.vocab_size);
+    let encoder =
+        Encoder::new(tokenizer, max_seq_len, config.vocab_size).with_token_types(config.type_vocab_size.unwrap_or(0));
     let encoder = match question {
         None => encoder,
         Some(question) => encoder.asking(question).map_err(|reason| file_error(&tokenizer_file, reason))?,

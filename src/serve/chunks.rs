@@ -49,7 +49,7 @@ impl Served {
         let chunked: Vec<Vec<Encoding>> = chunked.await?;
         let num_chars = chunked.iter().flatten().map(|chunk| chunk.num_chars).sum();
         let num_chunks: Vec<usize> = chunked.iter().map(Vec::len).collect();
-        let ids = |chunk: Encoding| Input::TokenIds(chunk.input_ids);
+        let ids = |chunk: Encoding| Input::of_ids(chunk.input_ids, chunk.token_type_ids);
         let params = TaskParams { normalize: Some(false), ..TaskParams::default() };
         let inputs = chunked.into_iter().flatten().map(ids).collect();
         let output = self.infer_uncounted(Request { model, inputs, params, deadline, priority }, start).await?;

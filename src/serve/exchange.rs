@@ -4,7 +4,7 @@
 //! goes when the last request that found it has its answer, which is no later than that request's deadline.
 
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::health::Health;
 use super::lanes::Lanes;
@@ -60,6 +60,16 @@ impl Pinned {
     /// See [`Engine::infer`]; the request's own name of a model is not read.
     pub async fn infer(&self, request: Request) -> Result<Output> {
         self.0.infer(request, Instant::now()).await
+    }
+
+    /// Counts a request that was answered without this engine, and how long that took.
+    pub fn count_found(&self, took: Duration) {
+        self.0.tally.found(took);
+    }
+
+    /// Counts a request that could have been, and was not.
+    pub fn count_missed(&self) {
+        self.0.tally.missed();
     }
 }
 

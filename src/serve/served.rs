@@ -48,7 +48,7 @@ pub struct Served {
     /// Bounds the texts and id lists of `tokenize` and `decode`, which no device waits for.
     text_room: Arc<Room>,
     pub metrics: ModelMetrics,
-    tally: Tally,
+    pub tally: Tally,
     /// Between two looks of a waiting request whether its device was given up.
     look_interval: Duration,
     encoder: Arc<Encoder>,
@@ -353,7 +353,7 @@ fn is_small_ids(inputs: &[Input]) -> bool {
     let mut num_ids = 0;
     inputs.iter().all(|input| match input {
         Input::Text(_) | Input::Pair(..) | Input::Image(_) | Input::Values(_) => false,
-        Input::TokenIds(ids) => {
+        Input::TokenIds(ids) | Input::TypedTokenIds { ids, .. } => {
             num_ids += ids.len() + 1;
             num_ids <= INLINE_IDS
         }

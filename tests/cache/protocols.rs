@@ -71,6 +71,35 @@ async fn cache_control_is_obeyed_on_every_route() {
 }
 
 #[tokio::test]
+async fn the_statistics_of_tritons_clients_tell_hits_from_what_was_computed() {
+    let server = server().await;
+    let infer = async |texts: Value, cache: &str| {
+        let tensor =
+            json!({"name": "text", "shape": [texts.as_array().unwrap().len()], "datatype": "BYTES", "data": texts});
+        let body = json!({"inputs": [tensor]}).to_string();
+        let answer = server.post_with("/v2/models/fake/infer", body, &[("cache-control", cache)]).await;
+        assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
+    };
+    for (texts, cache) in [
+        (json!(["w1", "w2"]), ""),
+        (json!(["w2", "w1"]), ""),
+        (json!(["w1", "w3"]), ""),
+        (json!(["w1"]), "no-cache"),
+        (json!(["w1"]), "no-store"),
+    ] {
+        infer(texts, cache).await;
+    }
+    let stats = server.get("/v2/models/fake/stats").await.json()["model_stats"][0].clone();
+    // The third is computed in part.
+    assert_eq!((&stats["inference_count"], &stats["execution_count"]), (&json!(5), &json!(4)));
+    let of = |name: &str| stats["inference_stats"][name]["count"].as_u64().unwrap();
+    assert_eq!((of("success"), of("queue"), of("cache_hit"), of("cache_miss")), (5, 5, 1, 2), "{stats}");
+    assert_eq!(["compute_input", "compute_infer", "compute_output"].map(of), [4; 3], "{stats}");
+    let config = server.get("/v2/models/fake/config").await.json();
+    assert_eq!(config["response_cache"], json!({"enable": true}));
+}
+
+#[tokio::test]
 async fn without_a_cache_nothing_is_said_of_one() {
     let server = plain().await;
     for _ in 0..2 {

@@ -329,7 +329,7 @@ class Triton:
         assert "binary_tensor_data" in self.client.get_server_metadata()["extensions"]
         metadata = self.client.get_model_metadata(self.model)
         assert metadata["name"] == self.model and metadata["versions"] == ["1"], metadata
-        assert metadata["inputs"][0] == {"name": "text", "datatype": "BYTES", "shape": [-1]}, metadata
+        assert metadata["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1, 1]}], metadata
         output = {"name": "embedding", "datatype": "FP32", "shape": [-1, len(EXPECTED[0])]}
         assert metadata["outputs"] == [output], metadata
         config = self.client.get_model_config(self.model)

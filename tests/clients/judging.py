@@ -1,8 +1,9 @@
 """What the judges share: the reference, a server of their own, and a record of what was checked.
 
 A judge is a class made from a server's address, whose methods `test_…` raise on what is wrong. Its `client` is the package
-that it asks with, whose version is recorded; without one it is named by itself. What it asks is seen where requests are
-written: by http.client (urllib, requests), h11 (httpx and its kin), geventhttpclient or grpc.
+that it asks with, whose version is recorded, unless its `version` says it; without one it is named by itself. Its `subject`, where it
+has one, stands before the names of its checks. What it asks is seen where requests are written: by http.client (urllib, requests),
+h11 (httpx and its kin), geventhttpclient or grpc; of a test that has another program ask, it is what the test returns.
 """
 
 import base64
@@ -53,6 +54,21 @@ def raises(kind, call):
     raise AssertionError(f"no {kind.__name__}")
 
 
+# Whether what is asked is left out of the record.
+is_aside = False
+
+
+@contextlib.contextmanager
+def aside():
+    """Within it a judge asks for what it compares with: not as its client, and not recorded."""
+    global is_aside
+    is_aside, before = True, is_aside
+    try:
+        yield
+    finally:
+        is_aside = before
+
+
 class Requests:
     """Method and path of each request that this process sends, whichever library writes it."""
 
@@ -82,7 +98,7 @@ class Requests:
                 call = original(this, method, *arguments, **named)
 
                 def recorded(*call_arguments, **call_named):
-                    self.seen.add(f"RPC {method.lstrip('/')}")
+                    self.add(f"RPC {method.lstrip('/')}")
                     return call(*call_arguments, **call_named)
 
                 return recorded
@@ -97,10 +113,14 @@ class Requests:
             if request is not None:
                 method, path = (part.decode() if isinstance(part, bytes) else part for part in request)
                 path = path.split("?")[0]
-                self.seen.add(f"{method} /{path.lstrip('/')}")
+                self.add(f"{method} /{path.lstrip('/')}")
             return original(this, *arguments, **named)
 
         setattr(owner, name, watched)
+
+    def add(self, request):
+        if not is_aside:
+            self.seen.add(request)
 
     def take(self):
         taken, self.seen = sorted(self.seen), set()
@@ -120,19 +140,23 @@ def judge(url, classes, record=None):
     for judge_class in classes:
         judge = judge_class(url)
         client = getattr(judge_class, "client", judge_class.__name__)
+        subject = f"{judge_class.subject}: " if hasattr(judge_class, "subject") else ""
         for name in [name for name in dir(judge) if name.startswith("test_")]:
-            check = name.removeprefix("test_").replace("_", " ")
+            check = subject + name.removeprefix("test_").replace("_", " ")
             label = f"{judge_class.__name__}: {check}"
             requests.take()
+            asked = None
             try:
-                getattr(judge, name)()
+                asked = getattr(judge, name)()
                 print(f"ok    {label}")
             except Exception:
                 failures.append(label)
                 print(f"FAIL  {label}\n{traceback.format_exc()}")
             passed = label not in failures
-            version = version_of(client)
-            checks.append({"client": client, "version": version, "check": check, "passed": passed, "requests": requests.take()})
+            version = getattr(judge_class, "version", None) or version_of(client)
+            own = requests.take()
+            asked = own if asked is None else sorted(asked)
+            checks.append({"client": client, "version": version, "check": check, "passed": passed, "requests": asked})
     print(f"{len(failures)} failed" if failures else "all judged right")
     if record:
         pathlib.Path(record).write_text(json.dumps({"routes": routes(url), "checks": checks}, indent=1) + "\n")

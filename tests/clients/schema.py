@@ -14,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 
+from expected import CLASSIFY, FILL_MASK, RERANK, TOKEN_CLASSIFY
 from judging import started
-from tasks import FillMask, Rerank, TextClassification, TokenClassification, served
+from models import served
 
 CONFIG = pathlib.Path(__file__).parent / "schemathesis.toml"
 # The routes that compute, of which a model for embeddings refuses some and one with a head refuses others.
@@ -37,13 +38,13 @@ def main():
     parser.add_argument("--binary", default=os.environ.get("EREMOIS_TEST_BIN", "target/debug/eremois"))
     parser.add_argument("--seconds", type=int, default=int(os.environ.get("EREMOIS_TEST_SCHEMA_SECONDS", "90")))
     arguments = parser.parse_args()
-    heads = (TextClassification, TokenClassification, FillMask, Rerank)
+    heads = (CLASSIFY, TOKEN_CLASSIFY, FILL_MASK, RERANK)
     of_head = max(1, int(arguments.seconds * SHARE_OF_A_HEAD))
     binary, program = os.path.abspath(arguments.binary), os.path.abspath(arguments.schemathesis)
     with tempfile.TemporaryDirectory() as data, started(binary, data) as url:
         failed = judged(program, url, max(1, arguments.seconds - len(heads) * of_head))
     for head in heads:
-        print(f"\n{head.model}", flush=True)
+        print(f"\n{head.name}", flush=True)
         with served(binary, head) as url:
             failed |= judged(program, url, of_head, "--include-path-regex", COMPUTES)
     return failed

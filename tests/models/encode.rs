@@ -85,6 +85,21 @@ fn token_ids_are_checked_and_cut_from_the_asked_side() {
     assert_eq!(encoder.encode(&ids, "input", None, LEFT).unwrap().input_ids, [12, 13, 14, 15]);
     let refused = encoder.encode(&ids, "input", None, Truncation::Refuse);
     assert_eq!(refused, Err(Error::TooLarge { field: "input".to_string(), got: 6, limit: 4, unit: "tokens" }));
+    let typed = Input::of_ids((10..16).collect(), vec![0, 0, 0, 0, 1, 1]);
+    let cut = |direction| encoder.encode(&typed, "input", None, direction).unwrap();
+    assert_eq!((cut(LEFT).input_ids, cut(LEFT).token_type_ids), (vec![12, 13, 14, 15], vec![0, 0, 1, 1]));
+    assert_eq!((cut(RIGHT).input_ids, cut(RIGHT).token_type_ids), (vec![10, 11, 12, 13], vec![]));
+    let chunks = encoder.chunks(&typed, "input", None, 1, 9).unwrap();
+    let chunks: Vec<_> = chunks.into_iter().map(|chunk| (chunk.input_ids, chunk.token_type_ids)).collect();
+    assert_eq!(chunks, [(vec![10, 11, 12, 13], vec![]), (vec![13, 14, 15], vec![0, 1, 1])]);
+    let unknown = Input::of_ids(vec![1, 2], vec![0, 2]);
+    for refused in [
+        encoder.encode(&unknown, "input", None, RIGHT).map(|_| ()),
+        encoder.chunks(&unknown, "input", None, 0, 9).map(|_| ()),
+    ] {
+        let says = "input.token_type_ids: got 2; this model has 2 token types, from 0 to 1";
+        assert_eq!(refused.unwrap_err().to_string(), says);
+    }
     let unknown = encoder.encode(&Input::TokenIds(vec![1, 70_000]), "input[1]", None, RIGHT).unwrap_err();
     assert!(unknown.to_string().starts_with("input[1]: token id 70000 is not in the vocabulary"), "{unknown}");
 }

@@ -3,7 +3,7 @@
 use axum::extract::State;
 use serde_json::{Value, json};
 
-use super::metadata::platform;
+use super::metadata::{TensorMetadata, platform};
 use super::{Asked, ModelPath};
 use crate::api::ApiState;
 use crate::api::docs::Refusals;
@@ -35,7 +35,7 @@ pub async fn config(State(state): State<ApiState>, path: Asked) -> Result<axum::
         "backend": "eremois",
         "version_policy": {"specific": {"versions": info.version.parse::<i64>().ok().into_iter().collect::<Vec<_>>()}},
         "max_batch_size": state.settings.max_client_batch_size,
-        "input": signature.inputs().iter().map(input).collect::<Vec<_>>(),
+        "input": signature.usual().iter().map(input).collect::<Vec<_>>(),
         "output": signature.outputs.iter().map(output).collect::<Vec<_>>(),
         "instance_group": [{"name": &*info.name, "kind": kind, "count": 1, "gpus": gpus}],
         "dynamic_batching": {
@@ -43,13 +43,14 @@ pub async fn config(State(state): State<ApiState>, path: Asked) -> Result<axum::
             "max_queue_delay_microseconds": limits.max_queue_delay.as_micros() as u64,
             "default_queue_policy": {"allow_timeout_override": true, "max_queue_size": limits.max_queue_size},
         },
-        "parameters": parameters(&info, limits.max_batch_tokens),
+        "response_cache": {"enable": state.keeper.inferences().has_cache()},
+        "parameters": parameters(&info, &signature, limits.max_batch_tokens),
     })))
 }
 
 /// What else clients may want to know: `tasks` are those of the parameter `task`, `labels` the classes in their order, as
-/// JSON.
-fn parameters(info: &ModelInfo, max_batch_tokens: usize) -> Value {
+/// JSON, and `other_inputs` the inputs that a request may have instead, as JSON: a list of tensors for each way.
+fn parameters(info: &ModelInfo, signature: &Signature, max_batch_tokens: usize) -> Value {
     let tasks: Vec<&str> = signature::tasks(info).iter().map(|task| signature::word(info, task)).collect();
     let mut parameters = json!({
         "max_batch_tokens": {"string_value": max_batch_tokens.to_string()},
@@ -57,6 +58,11 @@ fn parameters(info: &ModelInfo, max_batch_tokens: usize) -> Value {
         "dtype": {"string_value": &info.dtype},
         "tasks": {"string_value": tasks.join(",")},
     });
+    let others: Vec<Vec<TensorMetadata>> =
+        signature.others().map(|form| form.iter().map(TensorMetadata::of_input).collect()).collect();
+    if !others.is_empty() {
+        parameters["other_inputs"] = json!({"string_value": json!(others).to_string()});
+    }
     if !info.labels.is_empty() {
         parameters["labels"] = json!({"string_value": json!(info.labels).to_string()});
     }
@@ -78,9 +84,12 @@ pub fn config_of_version() {
 }
 
 fn input(spec: &TensorSpec) -> Value {
-    let mut input = output(spec);
-    input["optional"] = json!(spec.is_optional);
-    input
+    json!({
+        "name": spec.name,
+        "data_type": spec.datatype.config_name(),
+        "dims": &spec.input_dims()[1..],
+        "optional": spec.is_optional,
+    })
 }
 
 fn output(spec: &TensorSpec) -> Value {

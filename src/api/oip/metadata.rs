@@ -39,6 +39,7 @@ pub struct ModelMetadata {
     #[schema(example = json!(["1"]))]
     versions: [String; 1],
     platform: String,
+    /// Of the usual form of a request; the configuration's parameter `other_inputs` has the others.
     inputs: Vec<TensorMetadata>,
     outputs: Vec<TensorMetadata>,
 }
@@ -50,12 +51,16 @@ pub struct TensorMetadata {
     name: String,
     datatype: Datatype,
     /// -1 for a dimension of any length.
-    #[schema(example = json!([-1]))]
+    #[schema(example = json!([-1, 1]))]
     shape: Vec<i64>,
 }
 
-impl From<&TensorSpec> for TensorMetadata {
-    fn from(spec: &TensorSpec) -> Self {
+impl TensorMetadata {
+    pub(super) fn of_input(spec: &TensorSpec) -> Self {
+        Self { name: spec.name.to_string(), datatype: spec.datatype, shape: spec.input_dims() }
+    }
+
+    fn of_output(spec: &TensorSpec) -> Self {
         let shape = spec.shape.iter().map(|dim| dim.map_or(-1, |dim| dim as i64)).collect();
         Self { name: spec.name.to_string(), datatype: spec.datatype, shape }
     }
@@ -94,8 +99,8 @@ pub async fn model(State(state): State<ApiState>, path: Asked) -> Result<axum::J
         name: info.name.to_string(),
         versions: [info.version.clone()],
         platform: platform(&info),
-        inputs: signature.inputs().iter().map(TensorMetadata::from).collect(),
-        outputs: signature.outputs.iter().map(TensorMetadata::from).collect(),
+        inputs: signature.usual().iter().map(TensorMetadata::of_input).collect(),
+        outputs: signature.outputs.iter().map(TensorMetadata::of_output).collect(),
     }))
 }
 

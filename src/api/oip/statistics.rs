@@ -1,7 +1,7 @@
 //! Counts and times of models, in the form Triton has for them.
 
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::time::{self, UNIX_EPOCH};
 
 use axum::extract::State;
 use serde::Serialize;
@@ -42,22 +42,26 @@ pub struct ModelStatistics {
 /// Requests by how they ended, and where those computed spent their time.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct InferenceStatistics {
-    /// Requests of any protocol that were computed; what the cache answers is not among them.
+    /// Requests of any protocol that were computed, and those that the cache answered whole.
     pub success: Duration,
     /// Requests answered with an error, refusals for want of room included.
     pub fail: Duration,
-    /// From the push to the launch of the batch.
+    /// From the push to the launch of the batch. As often as `success`: what the cache answers has waited for 0.
     pub queue: Duration,
     /// Tokenising.
     pub compute_input: Duration,
     /// From the launch to the rows on the host.
     pub compute_infer: Duration,
-    /// Part of `compute_infer`: always 0.
+    /// As often as the other two, and part of `compute_infer`: 0 nanoseconds.
     pub compute_output: Duration,
+    /// Requests that were answered without computing: from the cache, or with what another request computed.
+    pub cache_hit: Duration,
+    /// Requests of which the cache had nothing or a part. How long it was looked in is not measured: 0 nanoseconds.
+    pub cache_miss: Duration,
 }
 
 /// How often, and how long in all.
-#[derive(Debug, Default, Serialize, ToSchema)]
+#[derive(Debug, Serialize, ToSchema)]
 #[schema(as = StatisticDuration)]
 pub struct Duration {
     pub count: u64,
@@ -74,6 +78,10 @@ impl From<Timed> for Duration {
 impl ModelStatistics {
     fn of(info: &ModelInfo, statistics: Statistics) -> Self {
         let last = statistics.last.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+        // Clients compare these counts, so they are made of two that were read once.
+        let (computed, found) = (statistics.success, statistics.found);
+        let of_computed = |total| Duration::from(Timed { count: computed.count, total });
+        let of_all = |total| Duration::from(Timed { count: computed.count + found.count, total });
         Self {
             name: info.name.to_string(),
             version: info.version.clone(),
@@ -81,12 +89,14 @@ impl ModelStatistics {
             inference_count: statistics.num_inputs,
             execution_count: statistics.num_batches,
             inference_stats: InferenceStatistics {
-                success: statistics.success.into(),
+                success: of_all(computed.total + found.total),
                 fail: statistics.fail.into(),
-                queue: statistics.queue.into(),
-                compute_input: statistics.tokenize.into(),
-                compute_infer: statistics.inference.into(),
-                compute_output: Duration::default(),
+                queue: of_all(statistics.queue),
+                compute_input: of_computed(statistics.tokenize),
+                compute_infer: of_computed(statistics.inference),
+                compute_output: of_computed(time::Duration::ZERO),
+                cache_hit: found.into(),
+                cache_miss: Duration { count: statistics.num_missed, ns: 0 },
             },
             batch_stats: Vec::new(),
         }

@@ -1,5 +1,7 @@
 //! From a request's tensors to what the engine takes.
 
+use std::ops::Range;
+
 use super::signature::{
     ATTENTION_MASK, Form, INPUT_IDS, QUERY, Signature, TEXT_PAIR, TOKEN_TYPE_IDS, TensorSpec, Written,
 };
@@ -90,9 +92,13 @@ impl Inputs {
         Ok(Self { inputs, name })
     }
 
-    /// The engine names inputs as OpenAI does.
+    /// The engine names inputs as OpenAI does, and says of token ids where it is their types that are wrong.
     pub fn rename(&self, error: Error) -> Error {
-        renamed(error, &self.name)
+        let types = |field: String| {
+            let position = field.strip_prefix("input").and_then(|rest| rest.strip_suffix(".token_type_ids"));
+            position.map(|position| format!("{TOKEN_TYPE_IDS}{position}")).unwrap_or(field)
+        };
+        renamed(error.with_field(types), &self.name)
     }
 }
 
@@ -139,10 +145,16 @@ fn values_of(tensors: &[Tensor], form: &Form, limit: usize) -> Result<Vec<Input>
         let n = tensor.shape.first().copied().unwrap_or(0);
         check_count(&tensor.name, n, limit)?;
         let agrees = |(dim, got): (&Option<usize>, &usize)| dim.is_none_or(|dim| dim == *got);
-        if tensor.shape.len() != spec.shape.len() || !spec.shape.iter().zip(&tensor.shape).all(agrees) {
+        // A number an input may be written as a list of one: see `TensorSpec::input_dims`.
+        let shape = match tensor.shape[..] {
+            [_, 1] if spec.shape.len() == 1 => &tensor.shape[..1],
+            _ => &tensor.shape[..],
+        };
+        if shape.len() != spec.shape.len() || !spec.shape.iter().zip(shape).all(agrees) {
             let dims: Vec<String> =
                 spec.shape.iter().map(|dim| dim.map_or("n".into(), |dim| dim.to_string())).collect();
-            return Err(wrong_shape(tensor, &format!("[{}]", dims.join(", "))));
+            let or_one = if dims.len() == 1 { " or [n, 1]" } else { "" };
+            return Err(wrong_shape(tensor, &format!("[{}]{or_one}", dims.join(", "))));
         }
         match num_inputs.replace(n) {
             Some(others) if others != n => {
@@ -240,23 +252,25 @@ fn rows_of(ids: Tensor, mask: Option<Tensor>, types: Option<Tensor>, limit: usiz
     };
     let (mask, types) = (beside(mask)?, beside(types)?);
     let values = ints_of(ids)?;
-    if types.is_some_and(|types| types.iter().any(|&t| t != 0)) {
-        let reason = "token ids are taken as one segment: all must be 0".to_string();
-        return Err(Error::Invalid { field: TOKEN_TYPE_IDS.to_string(), reason });
-    }
-    let mut masks = mask.as_ref().map(|mask| mask.chunks_exact(longest));
+    let row_of = |i: usize| i * longest..(i + 1) * longest;
     let mut inputs = Vec::with_capacity(n);
-    for (i, row) in values.chunks_exact(longest).enumerate() {
-        let row = match masks.as_mut().and_then(Iterator::next) {
-            Some(mask) => unpadded(row, mask, i)?,
-            None => row,
+    for i in 0..n {
+        // Each has n rows of as many values, as was checked.
+        let part = match &mask {
+            Some(mask) => unpadded(&mask[row_of(i)], i)?,
+            None => 0..longest,
         };
-        let id_of = |&id: &i64| {
-            let wrong =
-                |_| Error::Invalid { field: format!("{INPUT_IDS}[{i}]"), reason: format!("{id} is no token id") };
-            u32::try_from(id).map_err(wrong)
+        let words = |all: &[i64], name: &str, what: &str| {
+            let word = |&word: &i64| {
+                let wrong =
+                    |_| Error::Invalid { field: format!("{name}[{i}]"), reason: format!("{word} is no {what}") };
+                u32::try_from(word).map_err(wrong)
+            };
+            all[row_of(i)][part.clone()].iter().map(word).collect::<Result<Vec<u32>>>()
         };
-        inputs.push(Input::TokenIds(row.iter().map(id_of).collect::<Result<_>>()?));
+        let ids = words(&values, INPUT_IDS, "token id")?;
+        let types = types.as_deref().map(|types| words(types, TOKEN_TYPE_IDS, "token type")).transpose()?;
+        inputs.push(Input::of_ids(ids, types.unwrap_or_default()));
     }
     Ok(inputs)
 }
@@ -264,7 +278,7 @@ fn rows_of(ids: Tensor, mask: Option<Tensor>, types: Option<Tensor>, limit: usiz
 /// The part of a row that its mask shows: ones in one stretch, padding before or behind.
 ///
 /// Errors: `Invalid` for a mask of other values and for one with a gap; `Empty` for one without a one.
-fn unpadded<'a>(row: &'a [i64], mask: &[i64], i: usize) -> Result<&'a [i64]> {
+fn unpadded(mask: &[i64], i: usize) -> Result<Range<usize>> {
     let invalid = |reason: &str| Error::Invalid { field: format!("{ATTENTION_MASK}[{i}]"), reason: reason.to_string() };
     if mask.iter().any(|&m| m != 0 && m != 1) {
         return Err(invalid("expected zeros and ones"));
@@ -275,6 +289,6 @@ fn unpadded<'a>(row: &'a [i64], mask: &[i64], i: usize) -> Result<&'a [i64]> {
     let len = mask[start..].iter().take_while(|&&m| m == 1).count();
     match mask[start + len..].contains(&1) {
         true => Err(invalid("its ones have a gap: only padding at one end of a row can be left out")),
-        false => Ok(&row[start..start + len]),
+        false => Ok(start..start + len),
     }
 }

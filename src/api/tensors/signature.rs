@@ -66,6 +66,13 @@ impl TensorSpec {
         Self { is_optional: true, ..self }
     }
 
+    /// The dimensions of an input as Triton's clients know them, -1 for any length: what has no dimension beside the
+    /// batch's has one of a single value, because their programs send nothing without one. It is taken either way.
+    pub fn input_dims(&self) -> Vec<i64> {
+        let dims = self.shape.iter().map(|dim| dim.map_or(-1, |dim| dim as i64));
+        if self.shape.len() == 1 { dims.chain([1]).collect() } else { dims.collect() }
+    }
+
     /// The dimensions without the batch's, as a configuration has them, and whether they stand for none at all: the
     /// configuration knows no tensor without a dimension beside the batch's.
     pub fn config_dims(&self) -> (Vec<i64>, bool) {
@@ -173,6 +180,17 @@ impl Signature {
         let found = does.iter().find(|known| [known.as_str(), word(info, known)].contains(&task));
         let missing = || Error::Invalid { field: "task".to_string(), reason: reason() };
         found.map(|task| Self::of(info, task.clone())).ok_or_else(missing)
+    }
+
+    /// The tensors of the usual form: what metadata and configuration list. Both stand for one request, which some clients
+    /// fill in whole; that the other forms exist, [`Signature::others`] says.
+    pub fn usual(&self) -> &[TensorSpec] {
+        self.forms.first().map_or(&[], |form| &form.tensors)
+    }
+
+    /// The tensors of each other form.
+    pub fn others(&self) -> impl Iterator<Item = &[TensorSpec]> {
+        self.forms.iter().skip(1).map(|form| &form.tensors[..])
     }
 
     /// All tensors that a request may have, whatever its form: the first form's are those that a client sends which knows

@@ -56,6 +56,11 @@ impl Encoder {
         Self { text: Some(text), tensors: None, tables: Vec::new(), images: None, max_seq_len }
     }
 
+    /// The same, of a model with so many token types. Without this ids are taken with type 0 alone.
+    pub fn with_token_types(self, num_token_types: usize) -> Self {
+        Self { text: self.text.map(|text| text.with_token_types(num_token_types)), ..self }
+    }
+
     /// Puts a question around every pair and every text. Errors: the reason why it cannot.
     pub(super) fn asking(self, question: Question) -> Result<Self, String> {
         Ok(Self { text: self.text.map(|text| text.asking(question)).transpose()?, ..self })
@@ -91,8 +96,8 @@ impl Encoder {
     ///
     /// Blocks: tens of microseconds for a sentence, milliseconds for an image; call it off the async threads.
     /// Errors: `Empty` for an empty text or list, `TooLarge` with unit "tokens" when longer than
-    /// max_seq_len and `truncation` is `Refuse`, `Invalid` for an id >= vocab_size, a text the
-    /// tokenizer makes no token of, a file that is no image or too large a one, values of another number than the
+    /// max_seq_len and `truncation` is `Refuse`, `Invalid` for an id >= vocab_size, for a token type that the model does not
+    /// have (naming `input[3].token_type_ids`), a text the tokenizer makes no token of, a file that is no image or too large a one, values of another number than the
     /// model's or not finite, and for a kind of input that the model does not take.
     pub fn encode(&self, input: &Input, field: &str, prompt: Option<&str>, truncation: Truncation) -> Result<Encoding> {
         if let (Input::Image(file), Some(images)) = (input, &self.images) {
@@ -102,7 +107,8 @@ impl Encoder {
         match (input, &self.text, &self.tensors) {
             (Input::Text(text), Some(encoder), _) => encoder.text(text, field, prompt, truncation),
             (Input::Pair(first, second), Some(encoder), _) => encoder.pair(first, second, field, prompt, truncation),
-            (Input::TokenIds(ids), Some(encoder), _) => encoder.ids(ids, field, truncation),
+            (Input::TokenIds(ids), Some(encoder), _) => encoder.ids(ids, &[], field, truncation),
+            (Input::TypedTokenIds { ids, types }, Some(encoder), _) => encoder.ids(ids, types, field, truncation),
             (Input::Values(values), _, Some(shape)) => take_values(values, *shape, &self.tables, field),
             _ => {
                 let reason = format!("{} is nothing that this model takes", input.kind());
@@ -124,7 +130,10 @@ impl Encoder {
     ) -> Result<Vec<Encoding>> {
         match (input, &self.text) {
             (Input::Text(text), Some(encoder)) => encoder.text_chunks(text, field, prompt, overlap, limit),
-            (Input::TokenIds(ids), Some(encoder)) => encoder.id_chunks(ids, field, overlap, limit),
+            (Input::TokenIds(ids), Some(encoder)) => encoder.id_chunks(ids, &[], field, overlap, limit),
+            (Input::TypedTokenIds { ids, types }, Some(encoder)) => {
+                encoder.id_chunks(ids, types, field, overlap, limit)
+            }
             _ => {
                 let reason = format!("{} is not read in chunks; leave `chunk_overlap` out", input.kind());
                 Err(Error::Invalid { field: field.to_string(), reason })

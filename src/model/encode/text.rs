@@ -1,6 +1,7 @@
 //! Texts, pairs of texts and token ids.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use tokenizers::{PostProcessor, Tokenizer};
 
@@ -18,6 +19,8 @@ pub struct TextEncoder {
     tokenizer: Tokenizer,
     max_seq_len: usize,
     vocab_size: usize,
+    /// Rows of the table of token types; 0 for models without one.
+    num_token_types: usize,
     /// Ids the post-processor puts around a single sequence: counted out before a text is cut.
     num_added_tokens: usize,
     /// The same around a pair.
@@ -34,7 +37,13 @@ impl TextEncoder {
         tokenizer.with_padding(None);
         let num_added = |is_pair| tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(is_pair));
         let (num_added_tokens, num_added_to_pairs) = (num_added(false), num_added(true));
-        Self { tokenizer, max_seq_len, vocab_size, num_added_tokens, num_added_to_pairs, judge: None }
+        let num_token_types = 0;
+        Self { tokenizer, max_seq_len, vocab_size, num_token_types, num_added_tokens, num_added_to_pairs, judge: None }
+    }
+
+    /// The same, of a model with so many token types.
+    pub fn with_token_types(self, num_token_types: usize) -> Self {
+        Self { num_token_types, ..self }
     }
 
     /// Puts a question around every pair and every text. Errors: the reason why it cannot.
@@ -195,17 +204,24 @@ impl TextEncoder {
         Ok(chunks)
     }
 
-    /// Ids in chunks, as they are.
-    pub fn id_chunks(&self, ids: &[u32], field: &str, overlap: usize, limit: usize) -> Result<Vec<Encoding>> {
-        let chunk = |ids: &[u32]| Encoding { input_ids: ids.to_vec(), ..Encoding::default() };
+    /// Ids in chunks, as they are, with their types where they have any.
+    pub fn id_chunks(
+        &self,
+        ids: &[u32],
+        types: &[u32],
+        field: &str,
+        overlap: usize,
+        limit: usize,
+    ) -> Result<Vec<Encoding>> {
         if ids.len() <= self.max_seq_len {
-            return Ok(vec![self.ids(ids, field, Truncation::Refuse)?]);
+            return Ok(vec![self.ids(ids, types, field, Truncation::Refuse)?]);
         }
         self.check_ids(ids, field)?;
+        self.check_types(types, field)?;
         let room = self.max_seq_len;
         let num_chunks = self.check_chunks(ids.len(), room, overlap, field, limit)?;
         let starts = (0..num_chunks).map(|i| i * (room - overlap));
-        Ok(starts.map(|start| chunk(&ids[start..ids.len().min(start + room)])).collect())
+        Ok(starts.map(|start| taken(ids, types, start..ids.len().min(start + room))).collect())
     }
 
     /// How many chunks of `room` tokens `len` > `room` tokens are.
@@ -221,21 +237,23 @@ impl TextEncoder {
         Ok(num_chunks)
     }
 
-    /// Ids as they are, cut where that is asked for.
-    pub fn ids(&self, ids: &[u32], field: &str, truncation: Truncation) -> Result<Encoding> {
+    /// Ids as they are, with their types where they have any, cut where that is asked for.
+    ///
+    /// Shapes: `types` as `ids`, or empty.
+    pub fn ids(&self, ids: &[u32], types: &[u32], field: &str, truncation: Truncation) -> Result<Encoding> {
         if ids.is_empty() {
             return Err(Error::Empty { field: field.to_string() });
         }
         self.check_ids(ids, field)?;
-        let input_ids = if ids.len() > self.max_seq_len {
-            match self.direction(truncation, field, ids.len())? {
-                TruncationDirection::Left => ids[ids.len() - self.max_seq_len..].to_vec(),
-                TruncationDirection::Right => ids[..self.max_seq_len].to_vec(),
-            }
-        } else {
-            ids.to_vec()
+        self.check_types(types, field)?;
+        let kept = match ids.len() > self.max_seq_len {
+            true => match self.direction(truncation, field, ids.len())? {
+                TruncationDirection::Left => ids.len() - self.max_seq_len..ids.len(),
+                TruncationDirection::Right => 0..self.max_seq_len,
+            },
+            false => 0..ids.len(),
         };
-        Ok(Encoding { input_ids, ..Encoding::default() })
+        Ok(taken(ids, types, kept))
     }
 
     fn direction(&self, truncation: Truncation, field: &str, got: usize) -> Result<TruncationDirection> {
@@ -254,6 +272,22 @@ impl TextEncoder {
             Some(id) => {
                 let reason = format!("token id {id} is not in the vocabulary of {} tokens", self.vocab_size);
                 Err(Error::Invalid { field: field.to_string(), reason })
+            }
+        }
+    }
+
+    /// Which of an input's ids it is that has a wrong type is not said: all of a segment have the same.
+    fn check_types(&self, types: &[u32], field: &str) -> Result<()> {
+        // All know 0: what has no table adds nothing.
+        match types.iter().find(|&&t| t as usize >= self.num_token_types.max(1)) {
+            None => Ok(()),
+            Some(t) => {
+                let reason = match self.num_token_types {
+                    0 => format!("got {t}; this model has no token types: all must be 0"),
+                    1 => format!("got {t}; this model has one token type: all must be 0"),
+                    n => format!("got {t}; this model has {n} token types, from 0 to {}", n - 1),
+                };
+                Err(Error::Invalid { field: format!("{field}.token_type_ids"), reason })
             }
         }
     }
@@ -288,6 +322,16 @@ impl TextEncoder {
         self.tokenizer
             .decode(ids, skip_special_tokens)
             .map_err(|e| Error::Invalid { field: "ids".to_string(), reason: e.to_string() })
+    }
+}
+
+/// A part of the ids, with that of their types. Types that are all 0 are none.
+fn taken(ids: &[u32], types: &[u32], part: Range<usize>) -> Encoding {
+    let types = types.get(part.clone()).filter(|types| types.iter().any(|&t| t != 0));
+    Encoding {
+        input_ids: ids[part].to_vec(),
+        token_type_ids: types.map(<[u32]>::to_vec).unwrap_or_default(),
+        ..Encoding::default()
     }
 }
 

@@ -175,8 +175,13 @@ pub fn response_of(answered: Answered) -> Result<ModelInferResponse> {
     })
 }
 
-/// A tensor of the metadata.
-pub fn metadata(spec: &TensorSpec) -> TensorMetadata {
+/// An input of the metadata.
+pub fn metadata_of_input(spec: &TensorSpec) -> TensorMetadata {
+    TensorMetadata { shape: spec.input_dims(), ..metadata_of_output(spec) }
+}
+
+/// An output of the metadata.
+pub fn metadata_of_output(spec: &TensorSpec) -> TensorMetadata {
     let shape = spec.shape.iter().map(|dim| dim.map_or(-1, |dim| dim as i64)).collect();
     TensorMetadata { name: spec.name.to_string(), datatype: spec.datatype.as_str().to_string(), shape }
 }
@@ -187,20 +192,16 @@ pub fn config_tensors(signature: &Signature) -> (Vec<ModelInput>, Vec<ModelOutpu
         DataType::from_str_name(&spec.datatype.config_name()).unwrap_or(DataType::TypeInvalid).into()
     };
     let reshape = |is_scalar: bool| is_scalar.then(|| ModelTensorReshape { shape: Vec::new() });
-    let input = |spec: &TensorSpec| {
-        let (dims, is_scalar) = spec.config_dims();
-        let reshape = reshape(is_scalar);
-        ModelInput {
-            name: spec.name.to_string(),
-            data_type: data_type(spec),
-            dims,
-            reshape,
-            optional: spec.is_optional,
-        }
+    let input = |spec: &TensorSpec| ModelInput {
+        name: spec.name.to_string(),
+        data_type: data_type(spec),
+        dims: spec.input_dims().split_off(1),
+        reshape: None,
+        optional: spec.is_optional,
     };
     let output = |spec: &TensorSpec| {
         let (dims, is_scalar) = spec.config_dims();
         ModelOutput { name: spec.name.to_string(), data_type: data_type(spec), dims, reshape: reshape(is_scalar) }
     };
-    (signature.inputs().iter().map(input).collect(), signature.outputs.iter().map(output).collect())
+    (signature.usual().iter().map(input).collect(), signature.outputs.iter().map(output).collect())
 }

@@ -15,11 +15,10 @@ use super::convert;
 use super::pb::grpc_inference_service_server::GrpcInferenceService;
 use super::pb::repository_index_response::ModelIndex;
 use super::pb::*;
-use crate::api::body::Call;
+use crate::api::body::{self, Call};
 use crate::api::status::{Fault, grpc_status};
 use crate::api::tensors::signature::Signature;
 use crate::api::{ApiState, health};
-use crate::inference::CacheUse;
 use crate::request::Priority;
 
 /// The service of inference.
@@ -59,13 +58,15 @@ impl Service {
     async fn infer(&self, request: Request<ModelInferRequest>) -> Result<ModelInferResponse, Fault> {
         let (arrived, longest) = (Instant::now(), self.state.settings.timeout);
         let timeout = grpc_timeout(&request).map_or(longest, |asked| asked.min(longest));
+        let asked = request.metadata().get_all("cache-control");
+        let cache_use = body::cache_use(asked.iter().filter_map(|value| value.to_str().ok()));
         let request = request.into_inner();
         let path = ModelPath::new(request.model_name.clone(), request.model_version.clone());
         let call = Call {
             body: convert::asking_of(request)?,
             deadline: arrived + timeout,
             timeout,
-            cache_use: CacheUse::Full,
+            cache_use,
             priority: Priority::Interactive,
             record_id: None,
         };
@@ -89,6 +90,7 @@ impl Service {
             output,
             dynamic_batching: Some(dynamic_batching),
             backend: "eremois".to_string(),
+            response_cache: Some(ModelResponseCache { enable: self.state.keeper.inferences().has_cache() }),
         };
         Ok(ModelConfigResponse { config: Some(config) })
     }
@@ -114,6 +116,8 @@ impl From<Counted> for ModelStatistics {
             compute_input: timed(stats.compute_input),
             compute_infer: timed(stats.compute_infer),
             compute_output: timed(stats.compute_output),
+            cache_hit: timed(stats.cache_hit),
+            cache_miss: timed(stats.cache_miss),
         };
         Self {
             name: counted.name,
@@ -189,8 +193,8 @@ impl GrpcInferenceService for Service {
                 name: info.name.to_string(),
                 versions: vec![info.version.clone()],
                 platform: platform(&info),
-                inputs: signature.inputs().iter().map(convert::metadata).collect(),
-                outputs: signature.outputs.iter().map(convert::metadata).collect(),
+                inputs: signature.usual().iter().map(convert::metadata_of_input).collect(),
+                outputs: signature.outputs.iter().map(convert::metadata_of_output).collect(),
             })
         };
         self.call("ModelMetadata", metadata).await
