@@ -284,12 +284,7 @@ fn check_callback(state: &ApiState, body: &InferenceBody) -> Result<()> {
 }
 
 /// Computes and forgets. The answer has an id, which nobody will find.
-async fn unstored(
-    state: &ApiState,
-    request: Embed,
-    cache_use: CacheUse,
-    asked: &Asked,
-) -> Result<Response, Fault> {
+async fn unstored(state: &ApiState, request: Embed, cache_use: CacheUse, asked: &Asked) -> Result<Response, Fault> {
     let submission = Submission {
         parameters: parameters_of(&request.params),
         request: request.clone(),

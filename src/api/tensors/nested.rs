@@ -413,7 +413,11 @@ mod tests {
             (json!([{"input_ids": [1]}, {"input_ids": []}]), &ids, "instances[1].input_ids: expected 1 values"),
             (json!([[1], {"input_ids": [1]}]), &ids, "instances[1]: expected a whole number, as the first instance is"),
             (json!([{"input_ids": [1]}, [1]]), &ids, "instances[1]: expected an object, as the first instance is, got"),
-            (json!([{"input_ids": [1], "more": 2}]), &ids, "instances[0]: no input is named `more`; known: `input_ids`"),
+            (
+                json!([{"input_ids": [1], "more": 2}]),
+                &ids,
+                "instances[0]: no input is named `more`; known: `input_ids`",
+            ),
             (json!([[1, 2.5]]), &ids, "instances[0][1]: expected a whole number of 64 bits, got 2.5"),
             (json!([[1, [2]]]), &ids, "instances[0][1]: expected a whole number, got a list"),
             (json!([7]), &ids, "instances[0]: expected a list of a whole number, got a number"),
