@@ -88,7 +88,8 @@ pub fn load_all(chosen: &[Chosen], ai: &Ai, engine: &Arc<Engine>) -> Result<()> 
     for Chosen { name, entry, version } in chosen {
         let start = std::time::Instant::now();
         entry.verify_files(*version)?;
-        let model = load_for(&entry.spec(*version), &devices, &placement(ai, &entry.batching()))?;
+        let spec = ModelSpec { image_limits: ai.image_limits(), ..entry.spec(*version) };
+        let model = load_for(&spec, &devices, &placement(ai, &entry.batching()))?;
         let info = &model.info;
         tracing::info!(
             model = %name, version, architecture = info.architecture, device = info.device, dtype = info.dtype,

@@ -182,7 +182,10 @@ mod tests {
             StoredTensor { name: "y \"z\"".into(), shape: vec![2, 1], is_whole: false },
             StoredTensor { name: "n".into(), shape: vec![], is_whole: true },
         ];
-        StoredOutput::Tensors(Arc::new(StoredTensors { tensors, rows: vec![vec![0.1, -0.0, 7.0], vec![3e-39, 1.0, 2.0]] }))
+        StoredOutput::Tensors(Arc::new(StoredTensors {
+            tensors,
+            rows: vec![vec![0.1, -0.0, 7.0], vec![3e-39, 1.0, 2.0]],
+        }))
     }
 
     fn bytes_of(record: &Record) -> Vec<u8> {

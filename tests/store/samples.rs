@@ -53,7 +53,8 @@ pub fn embeddings(rows: Vec<Vec<f32>>) -> StoredOutput {
 
 /// Of a model with two outputs, rows of six values.
 pub fn tensors(rows: Vec<Vec<f32>>) -> StoredOutput {
-    let tensor = |name: &str, shape: &[usize], is_whole| StoredTensor { name: name.into(), shape: shape.into(), is_whole };
+    let tensor =
+        |name: &str, shape: &[usize], is_whole| StoredTensor { name: name.into(), shape: shape.into(), is_whole };
     let tensors = vec![tensor("y.$z \"ζ\"", &[1, 5], false), tensor("", &[], true)];
     StoredOutput::Tensors(Arc::new(StoredTensors { tensors, rows }))
 }

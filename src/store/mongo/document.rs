@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 use super::fault::unreadable;
 use crate::Result;
 use crate::store::record::{
-    Facts, Failure, Feedback, InferenceId, Norms, Record, Status, StoredInput, StoredOutput, StoredTensors, StoredUsage,
-    Timings,
+    Facts, Failure, Feedback, InferenceId, Norms, Record, Status, StoredInput, StoredOutput, StoredTensors,
+    StoredUsage, Timings,
 };
 
 /// Fields that a document may lack: a write that replaces one takes away those it does not name.
