@@ -286,7 +286,25 @@ async fn cohere_refusals_are_a_message() {
             422,
             "images: an image is nothing that this model takes",
         ),
-        (json!({"inputs": [{"content": [{"type": "text", "text": "w1"}]}]}), 422, "inputs: expected `texts`"),
+        (json!({"inputs": []}), 400, "inputs must not be empty"),
+        (
+            json!({"inputs": [{"content": [{"type": "text", "text": "w1"}]}], "texts": ["w1"]}),
+            400,
+            "got `texts` and `inputs`",
+        ),
+        (json!({"inputs": [{"content": []}]}), 400, "inputs[0].content must not be empty"),
+        (
+            json!({"inputs": [{"content": [{"type": "text", "text": "w1"}, {"type": "text", "text": "w2"}]}]}),
+            422,
+            "inputs[0].content: expected one part, got 2",
+        ),
+        (json!({"inputs": [{"content": [{"type": "audio", "text": "w1"}]}]}), 400, "inputs[0].content[0]"),
+        (json!({"inputs": [{"content": [{"type": "text", "text": ""}]}]}), 400, "inputs must not be empty"),
+        (
+            json!({"inputs": [{"content": [{"type": "image_url", "image_url": {"url": "https://127.0.0.1/a.png"}}]}]}),
+            400,
+            "inputs[0].content[0].image_url.url: URLs are not fetched",
+        ),
         (json!({"texts": vec!["w1"; 33]}), 413, "texts has 33 inputs, the limit is 32"),
     ] {
         let body = says(&server.post("/v2/embed", body).await, status, message);

@@ -89,6 +89,36 @@ async fn texts_and_images_of_clip_come_in_one_request() {
 }
 
 #[tokio::test]
+async fn content_of_cohere_is_a_text_or_an_image_and_each_is_billed_as_such() {
+    let server = server("clip", "embed").await;
+    let url = format!("data:image/jpeg;base64,{}", base64("photo.jpg"));
+    let text = |text: &str| json!({"content": [{"type": "text", "text": text}]});
+    let image = json!({"content": [{"type": "image_url", "image_url": {"url": url}}]});
+    let ask = async |body: Value| server.post("/v2/embed", body).await;
+    let texts = ok(&ask(json!({"model": "m", "texts": ["a red bird", "a blue sea"]})).await);
+    let images = ok(&ask(json!({"model": "m", "input_type": "image", "images": [url]})).await);
+    let num_tokens = texts["meta"]["billed_units"]["input_tokens"].clone();
+    assert!(num_tokens.as_u64().unwrap() > 0);
+    assert_eq!(images["meta"]["billed_units"], json!({"images": 1}));
+    let items = json!([text("a red bird"), image, text("a blue sea")]);
+    let body = json!({"model": "m", "input_type": "search_document", "inputs": items});
+    let mixed = ok(&ask(body).await);
+    assert_eq!(mixed["meta"]["billed_units"], json!({"images": 1, "input_tokens": num_tokens}));
+    assert_eq!(mixed["texts"], json!(["a red bird", "a blue sea"]));
+    let expected =
+        [&texts["embeddings"]["float"][0], &images["embeddings"]["float"][0], &texts["embeddings"]["float"][1]];
+    for (i, expected) in expected.into_iter().enumerate() {
+        let (got, expected) = (row(&mixed["embeddings"]["float"][i]), row(expected));
+        assert!(got.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "input {i}");
+    }
+    let both = json!({"content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": url}}]});
+    let says = "inputs[1].content: expected one part, got 2";
+    refused(&ask(json!({"model": "m", "inputs": [text("a"), both]})).await, 422, says);
+    let alone = json!({"inputs": [text("w1"), {"content": [{"type": "image_url", "image_url": {"url": url}}]}]});
+    refused(&plain().await.post("/v2/embed", alone).await, 422, "inputs[1]: an image is nothing");
+}
+
+#[tokio::test]
 async fn what_is_no_image_is_the_clients_fault() {
     let server = server("vit", "embed").await;
     let ask = async |input: Value| server.post("/v1/embeddings", json!({"model": "m", "input": input})).await;

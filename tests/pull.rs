@@ -488,13 +488,13 @@ fn a_gguf_file_is_pulled_by_name() {
 fn a_folder_is_imported_once_and_a_broken_one_not_at_all() {
     let dir = tempfile::tempdir().unwrap();
     let models = Repository::new(dir.path().join("models"));
-    let installed = import(&models, &source_model(), Some("mine")).unwrap();
+    let installed = import(&models, &source_model(), Some("mine"), None).unwrap();
     assert_eq!((installed.version, installed.new), (1, true));
     let (entry, version) = models.find("mine").unwrap();
     entry.verify_files(version).unwrap();
     let weights = installed.dir.join("model.safetensors");
     assert_eq!(sha256_file(&weights).unwrap().0, sha256_file(&source_model().join("model.safetensors")).unwrap().0);
-    assert!(!import(&models, &source_model(), Some("mine")).unwrap().new, "the same files again");
+    assert!(!import(&models, &source_model(), Some("mine"), None).unwrap().new, "the same files again");
 
     let broken = dir.path().join("broken");
     for file in walk(&source_model()) {
@@ -503,18 +503,18 @@ fn a_folder_is_imported_once_and_a_broken_one_not_at_all() {
     }
     let bytes = fs::read(broken.join("model.safetensors")).unwrap();
     fs::write(broken.join("model.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
-    let error = import(&models, &broken, None).unwrap_err().to_string();
+    let error = import(&models, &broken, None, None).unwrap_err().to_string();
     assert!(error.contains("model.safetensors"), "{error}");
     assert!(models.find("broken").is_err());
     assert!(!models.root().join(".pull").exists(), "nothing is left behind");
-    let missing = import(&models, &dir.path().join("nowhere"), None).unwrap_err().to_string();
+    let missing = import(&models, &dir.path().join("nowhere"), None, None).unwrap_err().to_string();
     assert!(missing.contains("there is no such folder or file"), "{missing}");
 
     let gguf = source_model().with_file_name("bert-gguf").join("bert.gguf");
-    assert_eq!(import(&models, &gguf, None).unwrap().name, "bert");
+    assert_eq!(import(&models, &gguf, None, None).unwrap().name, "bert");
     // A folder another hand put there is not touched.
     fs::create_dir_all(models.root().join("hand")).unwrap();
-    let error = import(&models, &gguf, Some("hand")).unwrap_err().to_string();
+    let error = import(&models, &gguf, Some("hand"), None).unwrap_err().to_string();
     assert!(error.contains("is there and has no manifest.toml"), "{error}");
 }
 
@@ -536,4 +536,36 @@ fn the_command_pulls_from_where_the_environment_says() {
     assert!(words.contains("mine is version 1 in models/mine/1"), "{words}");
     assert!(errors.contains("model.safetensors: "), "without a terminal each file is a line: {errors}");
     assert!(manifest(&dir.path().join("models"), "mine").versions.contains_key(&1));
+}
+
+#[test]
+fn a_task_that_is_asked_for_is_checked_and_stays_the_models() {
+    let dir = tempfile::tempdir().unwrap();
+    let models = Repository::new(dir.path().join("models"));
+    let heads = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/heads");
+    let task = |name: &str| manifest(models.root(), name).task;
+    let refused = |source: &str, name: &str, asked: &str| {
+        import(&models, &heads.join(source), Some(name), Some(asked)).unwrap_err().to_string()
+    };
+    // A masked language model is one for filling masks by its files, and can be a sparse one as well.
+    import(&models, &heads.join("bert-masked-lm"), Some("filler"), None).unwrap();
+    import(&models, &heads.join("bert-masked-lm"), Some("splade"), Some("sparse")).unwrap();
+    assert_eq!((task("filler").as_str(), task("splade").as_str()), ("fill_mask", "sparse"));
+    // Every encoder embeds, but a classifier has no head to fill masks with.
+    import(&models, &heads.join("bert-nli"), Some("encoder"), Some("embed")).unwrap();
+    assert_eq!(task("encoder"), "embed");
+    let error = refused("bert-nli", "none", "fill_mask");
+    assert!(error.contains("model.safetensors") || error.contains("cls."), "{error}");
+    let error = refused("bert-masked-lm", "none", "classify");
+    assert!(!error.is_empty() && !models.root().join("none").exists(), "{error}");
+    for (asked, says) in [("infer", "none that can be chosen; known: embed, classify"), ("poetry", "`poetry` is none")]
+    {
+        let error = refused("bert-nli", "none", asked);
+        assert!(error.contains("task") && error.contains(says), "{error}");
+    }
+    // What is there keeps its task: the next version is proven for it, and another one is refused.
+    assert!(!import(&models, &heads.join("bert-masked-lm"), Some("splade"), None).unwrap().new);
+    let error = refused("bert-masked-lm", "splade", "fill_mask");
+    assert!(error.contains("`splade` is there with the task `sparse`, not `fill_mask`"), "{error}");
+    assert!(!models.root().join(".pull").exists(), "nothing is left behind");
 }

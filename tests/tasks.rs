@@ -91,6 +91,21 @@ async fn every_protocol_ranks_alike() {
     }
     let cohere = json!({"model": "m", "query": "a", "documents": ["b"]});
     assert!(ok(&server.post("/v2/rerank", cohere).await)["results"][0]["document"].is_null());
+    let units = async |query: &str, documents: &[String]| {
+        let body = json!({"query": query, "documents": documents});
+        ok(&server.post("/v2/rerank", body).await)["meta"]["billed_units"]["search_units"].clone()
+    };
+    assert_eq!(units("the tide", &texts.map(str::to_string)).await, json!(1.0));
+    // 32 long documents: each counts once a chunk of 500 tokens that the query, read to its 256th token, is part of.
+    let (query, document) = ("a ".repeat(300), "a ".repeat(800));
+    let num_tokens = async |text: &str| {
+        let body = json!({"inputs": text, "add_special_tokens": false});
+        ok(&server.post("/tokenize", body).await)[0].as_array().unwrap().len()
+    };
+    let room = 500 - num_tokens(&query).await.min(256);
+    let num_chunks = 32 * num_tokens(&document).await.div_ceil(room);
+    assert!(num_chunks > 100, "{num_chunks}");
+    assert_eq!(units(&query, &vec![document; 32]).await, json!(num_chunks.div_ceil(100) as f64));
     refused(&server.post("/rerank", json!({"query": "a", "texts": []})).await, 400, "texts");
     refused(&server.post("/rerank", json!({"query": "a"})).await, 422, "texts");
     refused(&server.post("/rerank", json!({"query": "", "texts": ["a"]})).await, 400, "query");

@@ -21,7 +21,7 @@ use crate::{Error, Result};
 
 /// A body longer than this is parsed off the async threads: JSON of text is read at 0.5 to 1 GB/s, so
 /// below it parsing stays under the 500 microseconds an async thread may be held.
-const MAX_INLINE_BYTES: usize = 256 << 10;
+pub const MAX_INLINE_BYTES: usize = 256 << 10;
 
 /// A request after its form is checked.
 #[derive(Debug)]
@@ -120,11 +120,19 @@ pub async fn parsed<T: Send + 'static>(
     parse: impl FnOnce(Bytes) -> Result<T> + Send + 'static,
 ) -> Result<Call<T>, Fault> {
     let (bytes, call) = call.split();
-    let body = match bytes.len() <= MAX_INLINE_BYTES {
-        true => parse(bytes)?,
-        false => blocking(move || parse(bytes)).await?,
-    };
+    let body = within(bytes.len(), MAX_INLINE_BYTES, move || parse(bytes)).await?;
     Ok(call.with(body))
+}
+
+/// Does `work` on so many bytes, on this thread if they are at most `max_inline` and on a blocking one if not.
+///
+/// Errors: those of `work`.
+pub async fn within<T: Send + 'static>(
+    num_bytes: usize,
+    max_inline: usize,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    if num_bytes <= max_inline { work() } else { blocking(work).await }
 }
 
 /// Unpacks a body; what is short unpacked, here.

@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 
 use super::ApiState;
 use super::body::{self, Call};
+use super::cohere::units::search_units;
 use super::docs::Refusals;
 use super::status::Fault;
 use super::tei::heads::{Query, answer, ranked, told};
@@ -98,6 +99,10 @@ pub async fn answered(
     let asked = Query { model, query: &query, texts: &texts, field: "documents" };
     let request = Embed { deadline, priority, ..asked.request(state, params)? };
     let source = if dialect == Dialect::Jina { "jina" } else { "cohere" };
+    let search_units = match dialect {
+        Dialect::Jina => 0,
+        Dialect::Cohere => search_units(state, asked.model.as_deref(), &query, &texts).await?,
+    };
     let (mut ranks, computed) = ranked(state, request, &asked, cache_use, source, false).await?;
     ranks.truncate(top_n.unwrap_or(usize::MAX));
     let with_documents = return_documents.unwrap_or(dialect == Dialect::Jina);
@@ -118,7 +123,7 @@ pub async fn answered(
         }),
         Dialect::Cohere => json!({
             "id": id, "results": results,
-            "meta": {"api_version": {"version": "2"}, "billed_units": {"search_units": 1.0}},
+            "meta": {"api_version": {"version": "2"}, "billed_units": {"search_units": search_units as f64}},
         }),
     };
     told(answer(&value)?, &computed)

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Subcommand, ValueEnum};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -14,6 +15,7 @@ use crate::config::{Loaded, Sources};
 use crate::model::hub::{Hub, Progress, PullRequest, pull};
 use crate::model::install::{Installed, import};
 use crate::model::keras;
+use crate::model::manifest::TASKS_OF_FILES;
 use crate::model::prove::prove;
 use crate::model::quantize::{Target, quantize};
 use crate::model::repository::{Layout, ModelEntry, Repository};
@@ -39,6 +41,9 @@ pub enum ModelsCommand {
         /// Take this GGUF file instead of the safetensors.
         #[arg(long)]
         file: Option<String>,
+        /// What it is to do [default: what its files say it was made for].
+        #[arg(long, value_parser = PossibleValuesParser::new(TASKS_OF_FILES))]
+        task: Option<String>,
         /// Serve it under this name [default: NAME].
         #[arg(long)]
         name: Option<String>,
@@ -53,6 +58,9 @@ pub enum ModelsCommand {
         /// Serve it under this name [default: the folder's or file's].
         #[arg(long)]
         name: Option<String>,
+        /// What it is to do [default: what its files say it was made for].
+        #[arg(long, value_parser = PossibleValuesParser::new(TASKS_OF_FILES))]
+        task: Option<String>,
         #[command(subcommand)]
         from: Option<ImportFrom>,
     },
@@ -111,17 +119,18 @@ pub fn run(command: ModelsCommand, sources: &Sources) -> ExitCode {
         let models = Repository::locate(loaded.settings.ai.models_dir.as_deref());
         match command {
             ModelsCommand::List { json } => list(&models, json),
-            ModelsCommand::Pull { model, file, name } => {
-                let request = PullRequest { file, name, ..PullRequest::parse(&model)? };
+            ModelsCommand::Pull { model, file, name, task } => {
+                let request = PullRequest { file, name, task, ..PullRequest::parse(&model)? };
                 pull(&hub(&loaded), &models, &request, &Bar::default()).map(|i| told(&i))
             }
             ModelsCommand::Import { from: Some(ImportFrom::Keras { file, name, shape }), .. } => {
                 let shapes = shape.iter().map(|text| keras::parse_shape(text)).collect::<Result<_>>()?;
                 keras::import(&models, &file, name.as_deref(), &shapes).map(|i| told(&i))
             }
-            ModelsCommand::Import { path, name, from: None } => {
+            ModelsCommand::Import { path, name, task, from: None } => {
                 // clap asks for it where there is no subcommand.
-                import(&models, &path.unwrap_or_default(), name.as_deref()).map(|i| told(&i))
+                let path = path.unwrap_or_default();
+                import(&models, &path, name.as_deref(), task.as_deref()).map(|i| told(&i))
             }
             ModelsCommand::Verify { models: names } => verify(&models, &names),
             ModelsCommand::Quantize { model, to, output } => write_gguf(&models, &model, to, output),

@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::jobs::callback::sign::Secret;
+use crate::model::image::{ImageLimits, MAX_FILE_BYTES, MAX_PIXELS};
 use crate::ops::device::DeviceSpec;
 use crate::serve::policy::BatchLimits;
 pub use read::{Loaded, Origin, Sources};
@@ -114,6 +115,8 @@ pub struct Ai {
     pub max_batch_tokens: usize,
     pub max_queue_delay: Duration,
     pub max_queue_size: usize,
+    pub max_image_pixels: usize,
+    pub max_image_bytes: ByteSize,
     pub heartbeat_interval: Duration,
     pub device_timeout: Duration,
 }
@@ -125,6 +128,11 @@ impl Ai {
         let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let user = || set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
         self.cache_dir.clone().or_else(|| user().map(|cache| cache.join("eremois")))
+    }
+
+    /// What is decoded of clients' images.
+    pub fn image_limits(&self) -> ImageLimits {
+        ImageLimits { max_pixels: self.max_image_pixels, max_bytes: self.max_image_bytes.0 }
     }
 
     /// The batching limits of models whose manifest says nothing else.
@@ -206,6 +214,8 @@ impl Default for Settings {
                 max_batch_tokens: 4096,
                 max_queue_delay: Duration::ZERO,
                 max_queue_size: 4096,
+                max_image_pixels: MAX_PIXELS,
+                max_image_bytes: ByteSize(MAX_FILE_BYTES),
                 heartbeat_interval: Duration::from_secs(5),
                 device_timeout: Duration::from_secs(30),
             },

@@ -339,6 +339,22 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         section: "ai",
+        name: "max_image_pixels",
+        alias: None,
+        effect: Effect::Restart,
+        field: |s| &mut s.ai.max_image_pixels,
+        doc: "Most pixels of an image, width times height; a file of a few kilobytes can ask for billions. A larger one is answered 413 before it is decoded. Decoding takes up to 16 bytes a pixel. No side may have more than 16384.",
+    },
+    Key {
+        section: "ai",
+        name: "max_image_bytes",
+        alias: None,
+        effect: Effect::Restart,
+        field: |s| &mut s.ai.max_image_bytes,
+        doc: "Largest file of an image, after base64 is undone. A larger one is answered 413. api.max_body_bytes holds for the request it comes in.",
+    },
+    Key {
+        section: "ai",
         name: "heartbeat_interval",
         alias: None,
         effect: Effect::Restart,

@@ -17,10 +17,10 @@ use super::stored_form::{input_value, parameters_of, stored_input};
 use super::{CacheUse, Computed, Inferences, outcome};
 use crate::model::ModelInfo;
 use crate::output::Row;
-use crate::request::Request;
+use crate::request::{Request, Task};
 use crate::store::durable::Durable;
 use crate::store::record::{self, Facts, Failure, InferenceId, Norms, Record, Status, StoredOutput};
-use crate::store::record::{StoredUsage, Timings};
+use crate::store::record::{StoredTensors, StoredUsage, Timings};
 use crate::store::{Inserted, Records};
 use crate::{Error, Result};
 
@@ -332,12 +332,16 @@ pub fn completed(mut record: Record, computed: &Computed) -> Record {
         inference_us: us(phases.inference),
         total_us: us(phases.total),
     };
-    record.output = Some(match outcome::value(computed) {
-        Some(value) => StoredOutput::Json(value),
-        None => {
+    let rows = || computed.rows.iter().map(|row: &Row| row.to_vec()).collect();
+    record.output = Some(match (&computed.task, outcome::value(computed)) {
+        (_, Some(value)) => StoredOutput::Json(value),
+        (Task::Infer, None) => {
+            StoredOutput::Tensors(Arc::new(StoredTensors { tensors: outcome::tensors(&computed.info), rows: rows() }))
+        }
+        (_, None) => {
             // Lengths tell of drift where results are vectors.
             facts.output_norms = Norms::of(&computed.rows);
-            StoredOutput::Embeddings(Arc::new(computed.rows.iter().map(|row: &Row| row.to_vec()).collect()))
+            StoredOutput::Embeddings(Arc::new(rows()))
         }
     });
     record

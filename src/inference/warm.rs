@@ -175,8 +175,11 @@ fn items_of(known: &[Known], record: &Record) -> Result<Vec<(CacheKey, CachedIte
             && Some(&info.fingerprint) == facts.fingerprint.as_ref()
     };
     let Known { info, encoder } = known.iter().find(is_known).ok_or(Unfit::OfAnother)?;
-    let (StoredInput::Full(value), Some(StoredOutput::Embeddings(rows))) = (&facts.input, &record.output) else {
-        return Err(Unfit::WithoutInput);
+    let StoredInput::Full(value) = &facts.input else { return Err(Unfit::WithoutInput) };
+    let rows = match &record.output {
+        Some(StoredOutput::Embeddings(rows)) => &**rows,
+        Some(StoredOutput::Tensors(output)) => &output.rows,
+        Some(StoredOutput::Json(_)) | None => return Err(Unfit::WithoutInput),
     };
     let (inputs, params) = (inputs_of(value), params_of(&facts.parameters));
     let form = Form::of(info, &params).ok_or(Unfit::Unlike)?;

@@ -51,6 +51,8 @@ pub struct PullRequest {
     pub file: Option<String>,
     /// Name to serve under; `None`: NAME.
     pub name: Option<String>,
+    /// What the model is to do; `None`: what its files say it was made for.
+    pub task: Option<String>,
 }
 
 impl PullRequest {
@@ -68,7 +70,7 @@ impl PullRequest {
             let reason = format!("`{model}` is not of the form ORG/NAME or ORG/NAME@REVISION");
             return Err(Error::Invalid { field: "model".to_string(), reason });
         }
-        Ok(Self { repository: repository.to_string(), revision, file: None, name: None })
+        Ok(Self { repository: repository.to_string(), revision, ..Self::default() })
     }
 }
 
@@ -109,7 +111,8 @@ struct Card {
 /// A pull that was cut goes on where it stopped: finished and partial files stay in `.pull/` of the model
 /// folder until the pull succeeds.
 /// Blocks: until all is fetched.
-/// Errors: [`Error::Invalid`] for what cannot be served (no safetensors, no such file), [`Error::ModelFile`]
+/// Errors: [`Error::Invalid`] for what cannot be served (no safetensors, no such file) and for a task that is none or not
+/// the manifest's, [`Error::ModelFile`]
 /// naming the address for what the hub refuses or the line drops, [`Error::Checksum`], and the loader's.
 pub fn pull(hub: &Hub, models: &Repository, request: &PullRequest, progress: &dyn Progress) -> Result<Installed> {
     let name = match &request.name {
@@ -117,6 +120,8 @@ pub fn pull(hub: &Hub, models: &Repository, request: &PullRequest, progress: &dy
         None => request.repository.rsplit('/').next().unwrap_or(&request.repository).to_string(),
     };
     install::check_name(&name)?;
+    // Before anything is fetched.
+    let settled = install::settled_task(models, &name, request.task.as_deref())?;
     let token = hub.token.clone().or_else(|| Cache::default().token());
     let transfer = Transfer::new(token.clone(), hub.retry_pause);
     let info =
@@ -139,13 +144,10 @@ pub fn pull(hub: &Hub, models: &Repository, request: &PullRequest, progress: &dy
             transfer.fetch(&at_commit.url(&escape(file)), file, &path, progress)?;
         }
     }
-    let spec = ModelSpec {
-        weights: chosen.weights.iter().map(|f| staging.join(f)).collect(),
-        task: install::task_of(&staging)?,
-        ..ModelSpec::bare(&name, &staging)
-    };
-    prove(&spec)?;
-    let head = Manifest { licence: info.card.and_then(|card| licence(&card)), ..Manifest::default() };
+    let task = settled.map_or_else(|| install::task_of(&staging), Ok)?;
+    let weights = chosen.weights.iter().map(|f| staging.join(f)).collect();
+    prove(&ModelSpec { weights, task: task.clone(), ..ModelSpec::bare(&name, &staging) })?;
+    let head = Manifest { task, licence: info.card.and_then(|card| licence(&card)), ..Manifest::default() };
     let provenance = Provenance {
         repository: Some(request.repository.clone()),
         url: hub.endpoint.as_ref().map(|endpoint| format!("{}/{}", endpoint.trim_end_matches('/'), request.repository)),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::hub::{Chosen, choose};
 use super::labels::HeadConfig;
-use super::manifest::{MANIFEST_FILE, Manifest, ModelSpec, Provenance, TASKS, VersionEntry, is_inside};
+use super::manifest::{MANIFEST_FILE, Manifest, ModelSpec, Provenance, TASKS, TASKS_OF_FILES, VersionEntry, is_inside};
 use super::prove::prove;
 use super::repository::{Repository, sha256_file};
 use super::sentence::SentenceConfig;
@@ -24,12 +24,13 @@ pub struct Installed {
 }
 
 /// Copies a Hugging Face folder or a GGUF file into the repository as a new version of `name`
-/// (`None`: its own name), after loading it once.
+/// (`None`: its own name), after loading it once for `task` (`None`: what its files say it was made for).
 ///
 /// Blocks: copies and reads the weights.
-/// Errors: [`Error::Invalid`] for a folder that holds no model or a name that cannot be served, the
-/// loader's, and [`Error::ModelFile`] for what cannot be copied. Nothing is left behind.
-pub fn import(models: &Repository, source: &Path, name: Option<&str>) -> Result<Installed> {
+/// Errors: [`Error::Invalid`] for a folder that holds no model, a name that cannot be served and a task that is none
+/// or not the manifest's, the loader's, also for a task whose weights are not there, and [`Error::ModelFile`] for what
+/// cannot be copied. Nothing is left behind.
+pub fn import(models: &Repository, source: &Path, name: Option<&str>, task: Option<&str>) -> Result<Installed> {
     let invalid = |reason: String| Error::Invalid { field: source.display().to_string(), reason };
     let (folder, chosen) = if source.is_dir() {
         let chosen = choose(&walk(source)?, None).map_err(invalid)?;
@@ -50,13 +51,16 @@ pub fn import(models: &Repository, source: &Path, name: Option<&str>) -> Result<
     };
     let name = name.map_or_else(own_name, str::to_string);
     check_name(&name)?;
+    let settled = settled_task(models, &name, task)?;
 
     stage(models, &name, |staging| {
         copy(&folder, staging, &chosen)?;
         let weights = chosen.weights.iter().map(|f| staging.join(f)).collect();
-        prove(&ModelSpec { weights, task: task_of(staging)?, ..ModelSpec::bare(&name, staging) })?;
+        let task = settled.map_or_else(|| task_of(staging), Ok)?;
+        prove(&ModelSpec { weights, task: task.clone(), ..ModelSpec::bare(&name, staging) })?;
+        let head = Manifest { task, ..Manifest::default() };
         let provenance = Provenance { note: Some("imported from a folder".to_string()), ..Provenance::default() };
-        install(models, &name, staging, Manifest::default(), chosen.weights.clone(), provenance)
+        install(models, &name, staging, head, chosen.weights.clone(), provenance)
     })
 }
 
@@ -109,8 +113,7 @@ pub(super) fn install_version(
     let entry = VersionEntry { tokenizer, files, ..entry };
     let home = models.root().join(name);
     let Some(manifest) = existing_manifest(models, name)? else {
-        let task = if head.task.is_empty() { task_of(staging)? } else { head.task.clone() };
-        let manifest = Manifest { task, versions: BTreeMap::from([(1, entry)]), ..head };
+        let manifest = Manifest { versions: BTreeMap::from([(1, entry)]), ..head };
         // The model's folder is made beside the staging folder, then moved whole.
         let whole = beside(staging, ".whole");
         remove_if_there(&whole)?;
@@ -240,6 +243,25 @@ fn copy(folder: &Path, staging: &Path, chosen: &Chosen) -> Result<()> {
         fs::copy(folder.join(file), &to).map_err(|e| fault(&folder.join(file), e))?;
     }
     Ok(())
+}
+
+/// The task of a model's next version, as far as it does not depend on its files: that of the manifest which is there, or
+/// the one that is asked for.
+///
+/// Errors: [`Error::Invalid`] for a task that is none of texts and images, and for another than the manifest's.
+pub(super) fn settled_task(models: &Repository, name: &str, asked: Option<&str>) -> Result<Option<String>> {
+    let invalid = |reason: String| Err(Error::Invalid { field: "task".to_string(), reason });
+    if let Some(asked) = asked.filter(|asked| !TASKS_OF_FILES.contains(asked)) {
+        return invalid(format!("`{asked}` is none that can be chosen; known: {}", TASKS_OF_FILES.join(", ")));
+    }
+    let Some(manifest) = existing_manifest(models, name)? else { return Ok(asked.map(str::to_string)) };
+    match asked.filter(|asked| *asked != manifest.task) {
+        None => Ok(Some(manifest.task)),
+        Some(asked) => {
+            let there = format!("`{name}` is there with the task `{}`", manifest.task);
+            invalid(format!("{there}, not `{asked}`; choose another --name"))
+        }
+    }
 }
 
 /// What the model in a folder was made for, as its files say it; embeddings where they say nothing else.

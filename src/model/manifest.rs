@@ -40,6 +40,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::image::ImageLimits;
 use super::judge::Question;
 use super::layers::{self, list::LayerList};
 use super::pack::Pooling;
@@ -52,6 +53,9 @@ pub const MANIFEST_FILE: &str = "manifest.toml";
 
 /// The tasks this server has heads for.
 pub const TASKS: [&str; 7] = ["embed", "classify", "rerank", "token_classify", "sparse", "fill_mask", "infer"];
+
+/// Those of models that come as a folder of files: all but a tensor model's, which has its layers in the manifest.
+pub const TASKS_OF_FILES: [&str; 6] = ["embed", "classify", "rerank", "token_classify", "sparse", "fill_mask"];
 
 /// One version of one model, as the repository found it: the manifest's words where it has any.
 /// `None` means the model's own files say it (`config.json`, `modules.json`, `1_Pooling/config.json`,
@@ -82,6 +86,8 @@ pub struct ModelSpec {
     /// What a causal language model is asked about a pair.
     pub rerank: Option<Question>,
     pub licence: Option<String>,
+    /// What is decoded of clients' images: of the settings, and no word of a manifest.
+    pub image_limits: ImageLimits,
 }
 
 impl ModelSpec {
@@ -105,6 +111,7 @@ impl ModelSpec {
             default_prompt: None,
             rerank: None,
             licence: None,
+            image_limits: ImageLimits::default(),
         }
     }
 }
@@ -251,6 +258,7 @@ impl Manifest {
             default_prompt: self.default_prompt.clone(),
             rerank: self.rerank.clone(),
             licence: self.licence.clone(),
+            image_limits: ImageLimits::default(),
         }
     }
 }

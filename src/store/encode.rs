@@ -2,20 +2,22 @@
 //!
 //! ```text
 //! record  id, 16 bytes · length of the facts, u32 · facts, JSON · output
-//! output  tag, u8: 0 none · 1 embeddings: number of rows, u32 · values of each row, u32 · all values, f32 · 2 JSON
+//! output  tag, u8: 0 none · 1 embeddings: rows · 2 JSON · 3 tensors: length of their names and shapes, u32 · these, JSON · rows
+//! rows    their number, u32 · values of each, u32 · all values, f32
 //! ```
 //!
-//! Numbers are little-endian. Values of embeddings are written bit by bit: what is read is what was computed, NaNs and
+//! Numbers are little-endian. Values of rows are written bit by bit: what is read is what was computed, NaNs and
 //! negative zeros included.
 
 use std::sync::Arc;
 
-use super::record::{Facts, InferenceId, Record, StoredOutput};
+use super::record::{Facts, InferenceId, Record, StoredOutput, StoredTensors};
 use crate::{Error, Result};
 
 const NO_OUTPUT: u8 = 0;
 const EMBEDDINGS: u8 = 1;
 const JSON: u8 = 2;
+const TENSORS: u8 = 3;
 
 /// Appends a record. Errors: [`Error::Internal`] for facts that are no JSON, or a part of 4 GiB or more.
 pub fn write_record(record: &Record, out: &mut Vec<u8>) -> Result<()> {
@@ -48,14 +50,14 @@ pub fn write_output(output: Option<&StoredOutput>, out: &mut Vec<u8>) -> Result<
         None => out.push(NO_OUTPUT),
         Some(StoredOutput::Embeddings(rows)) => {
             out.push(EMBEDDINGS);
-            write_u32(rows.len(), out)?;
-            for row in rows.iter() {
-                write_u32(row.len(), out)?;
-            }
-            out.reserve(rows.iter().map(|row| row.len() * 4).sum());
-            for row in rows.iter() {
-                out.extend(row.iter().flat_map(|value| value.to_le_bytes()));
-            }
+            write_rows(rows, out)?;
+        }
+        Some(StoredOutput::Tensors(output)) => {
+            out.push(TENSORS);
+            let tensors = serde_json::to_vec(&output.tensors).map_err(|e| unwritable(&e.to_string()))?;
+            write_u32(tensors.len(), out)?;
+            out.extend_from_slice(&tensors);
+            write_rows(&output.rows, out)?;
         }
         Some(StoredOutput::Json(value)) => {
             out.push(JSON);
@@ -65,21 +67,40 @@ pub fn write_output(output: Option<&StoredOutput>, out: &mut Vec<u8>) -> Result<
     Ok(())
 }
 
+fn write_rows(rows: &[Vec<f32>], out: &mut Vec<u8>) -> Result<()> {
+    write_u32(rows.len(), out)?;
+    for row in rows {
+        write_u32(row.len(), out)?;
+    }
+    out.reserve(rows.iter().map(|row| row.len() * 4).sum());
+    for row in rows {
+        out.extend(row.iter().flat_map(|value| value.to_le_bytes()));
+    }
+    Ok(())
+}
+
+fn read_rows(rest: &mut &[u8]) -> Result<Vec<Vec<f32>>> {
+    let num_rows = read_u32(rest)?;
+    let lens = take(rest, num_rows.saturating_mul(4))?;
+    let lens = lens.chunks_exact(4).map(|len| u32_of(len) as usize);
+    let mut rows = Vec::with_capacity(num_rows);
+    for len in lens {
+        let values = take(rest, len.saturating_mul(4))?;
+        rows.push(values.chunks_exact(4).map(|value| f32::from_bits(u32_of(value))).collect());
+    }
+    Ok(rows)
+}
+
 /// The output of these bytes, all of them. Errors: as [`read_record`].
 pub fn read_output(bytes: &[u8]) -> Result<Option<StoredOutput>> {
     let mut rest = bytes;
     let output = match take(&mut rest, 1)?[0] {
         NO_OUTPUT => None,
-        EMBEDDINGS => {
-            let num_rows = read_u32(&mut rest)?;
-            let lens = take(&mut rest, num_rows.saturating_mul(4))?;
-            let lens = lens.chunks_exact(4).map(|len| u32_of(len) as usize);
-            let mut rows = Vec::with_capacity(num_rows);
-            for len in lens {
-                let values = take(&mut rest, len.saturating_mul(4))?;
-                rows.push(values.chunks_exact(4).map(|value| f32::from_bits(u32_of(value))).collect());
-            }
-            Some(StoredOutput::Embeddings(Arc::new(rows)))
+        EMBEDDINGS => Some(StoredOutput::Embeddings(Arc::new(read_rows(&mut rest)?))),
+        TENSORS => {
+            let len = read_u32(&mut rest)?;
+            let tensors = serde_json::from_slice(take(&mut rest, len)?).map_err(|e| unreadable(&e.to_string()))?;
+            Some(StoredOutput::Tensors(Arc::new(StoredTensors { tensors, rows: read_rows(&mut rest)? })))
         }
         JSON => Some(StoredOutput::Json(
             serde_json::from_slice(std::mem::take(&mut rest)).map_err(|e| unreadable(&e.to_string()))?,
@@ -129,7 +150,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::store::record::{Feedback, Status, StoredInput, StoredUsage, Timings, now};
+    use crate::store::record::{Feedback, Status, StoredInput, StoredTensor, StoredUsage, Timings, now};
 
     fn record(output: Option<StoredOutput>) -> Record {
         let facts = Facts {
@@ -156,6 +177,17 @@ mod tests {
         Record { id: InferenceId::new(), facts, output }
     }
 
+    fn tensors() -> StoredOutput {
+        let tensors = vec![
+            StoredTensor { name: "y \"z\"".into(), shape: vec![2, 1], is_whole: false },
+            StoredTensor { name: "n".into(), shape: vec![], is_whole: true },
+        ];
+        StoredOutput::Tensors(Arc::new(StoredTensors {
+            tensors,
+            rows: vec![vec![0.1, -0.0, 7.0], vec![3e-39, 1.0, 2.0]],
+        }))
+    }
+
     fn bytes_of(record: &Record) -> Vec<u8> {
         let mut bytes = Vec::new();
         write_record(record, &mut bytes).unwrap();
@@ -165,8 +197,8 @@ mod tests {
     #[test]
     fn records_are_read_as_they_were_written() {
         let rows = vec![vec![1.5f32, -0.0], vec![], vec![f32::MIN_POSITIVE / 4.0]];
-        for output in [None, Some(StoredOutput::Embeddings(Arc::new(rows))), Some(StoredOutput::Json(json!([1, "x"])))]
-        {
+        let embeddings = StoredOutput::Embeddings(Arc::new(rows));
+        for output in [None, Some(embeddings), Some(StoredOutput::Json(json!([1, "x"]))), Some(tensors())] {
             let record = record(output);
             assert_eq!(read_record(&bytes_of(&record)).as_ref(), Ok(&record));
         }
@@ -174,7 +206,8 @@ mod tests {
 
     #[test]
     fn every_cut_and_every_addition_is_an_error() {
-        for output in [None, Some(StoredOutput::Embeddings(Arc::new(vec![vec![1.0, 2.0], vec![3.0]])))] {
+        let embeddings = StoredOutput::Embeddings(Arc::new(vec![vec![1.0, 2.0], vec![3.0]]));
+        for output in [None, Some(embeddings), Some(tensors())] {
             let bytes = bytes_of(&record(output));
             for len in 0..bytes.len() {
                 assert!(matches!(read_record(&bytes[..len]), Err(Error::Internal { .. })), "{len}");
@@ -185,8 +218,10 @@ mod tests {
 
     #[test]
     fn a_length_that_lies_allocates_nothing_of_its_size() {
-        let bytes = [&[EMBEDDINGS][..], &u32::MAX.to_le_bytes(), &[0; 12]].concat();
-        assert!(read_output(&bytes).is_err());
+        for tag in [EMBEDDINGS, TENSORS] {
+            let bytes = [&[tag][..], &u32::MAX.to_le_bytes(), &[0; 12]].concat();
+            assert!(read_output(&bytes).is_err());
+        }
     }
 
     proptest! {

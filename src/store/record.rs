@@ -113,8 +113,29 @@ pub enum StoredInput {
 pub enum StoredOutput {
     /// One row an input, f32, each of its own length. Stored bit by bit. Shared with the answer on its way to the client.
     Embeddings(Arc<Vec<Vec<f32>>>),
+    /// The outputs of a tensor model. Values are stored bit by bit.
+    Tensors(Arc<StoredTensors>),
     /// Any other task's result.
     Json(serde_json::Value),
+}
+
+/// Named tensors, of all inputs of an inference.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredTensors {
+    /// In the order of their values in a row.
+    pub tensors: Vec<StoredTensor>,
+    /// One row an input, f32: the values of all tensors, one after another, each row-major.
+    pub rows: Vec<Vec<f32>>,
+}
+
+/// What one of the tensors is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredTensor {
+    pub name: String,
+    /// Of one input.
+    pub shape: Vec<usize>,
+    /// Whether its values are whole numbers, and written as such.
+    pub is_whole: bool,
 }
 
 /// Tokens and characters of an inference.
@@ -225,7 +246,8 @@ impl Record {
     /// About what it is as bytes: most of it is the output, and of the rest only the input can be large.
     pub fn approximate_bytes(&self) -> usize {
         let output = match &self.output {
-            Some(StoredOutput::Embeddings(rows)) => rows.iter().map(|row| row.len() * 4 + 4).sum(),
+            Some(StoredOutput::Embeddings(rows)) => approximate_row_bytes(rows),
+            Some(StoredOutput::Tensors(tensors)) => approximate_row_bytes(&tensors.rows),
             Some(StoredOutput::Json(value)) => approximate_json_bytes(value),
             None => 0,
         };
@@ -235,6 +257,10 @@ impl Record {
         };
         1000 + output + input
     }
+}
+
+fn approximate_row_bytes(rows: &[Vec<f32>]) -> usize {
+    rows.iter().map(|row| row.len() * 4 + 4).sum()
 }
 
 fn approximate_json_bytes(value: &serde_json::Value) -> usize {

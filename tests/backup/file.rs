@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use age::secrecy::ExposeSecret;
 use age::x25519::Identity;
@@ -13,7 +14,7 @@ use eremois::store::backup::piece::{Piece, PieceKind};
 use eremois::store::backup::restore::{self, Put, Wanted, WantedWork, check};
 use eremois::store::backup::source::{Found, FoundPiece, Source, Unreadable};
 use eremois::store::backup::write::{OnDamage, Written, back_up};
-use eremois::store::record::{Feedback, InferenceId, Record, Status, StoredOutput};
+use eremois::store::record::{Feedback, InferenceId, Record, Status, StoredOutput, StoredTensor, StoredTensors};
 use eremois::store::work::Task;
 use eremois::{Error, Result};
 use jiff::{SignedDuration, Timestamp};
@@ -110,7 +111,11 @@ fn records() -> Vec<Record> {
     judged.facts.feedback = vec![said(Some(0.1 + 0.2)), said(Some(f64::MIN_POSITIVE / 3.0)), said(None)];
     let mut json = record();
     json.output = Some(StoredOutput::Json(serde_json::json!({"label": ["a", 1]})));
-    vec![record(), queued, judged, json, sample()]
+    let mut tensors = record();
+    let spec = StoredTensor { name: "y".into(), shape: vec![2], is_whole: false };
+    let rows = vec![vec![0.1, f32::MIN_POSITIVE / 2.0]];
+    tensors.output = Some(StoredOutput::Tensors(Arc::new(StoredTensors { tensors: vec![spec], rows })));
+    vec![record(), queued, judged, json, tensors, sample()]
 }
 
 #[test]
@@ -121,7 +126,7 @@ fn what_was_written_comes_back_bit_for_bit_plain_and_encrypted() {
         let path = backup(&records, dir.path(), &key);
         assert_eq!(bytes_of(&read(&path, &key).unwrap()), bytes_of(&records));
         let checked = check(&path, &key, &ALL, &mut |_| {}).unwrap();
-        assert_eq!((checked.num_records, checked.header.store.as_str()), (5, "embedded"));
+        assert_eq!((checked.num_records, checked.header.store.as_str()), (6, "embedded"));
         let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names, ["a.backup"], "nothing is left beside it");
         use std::os::unix::fs::PermissionsExt;

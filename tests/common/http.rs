@@ -117,9 +117,17 @@ pub async fn server_of(
 
 /// A server of this model alone, that keeps nothing but what it is asked to.
 pub async fn server_of_model(model: LoadedModel) -> Server {
+    server_of_model_with((model, Arc::default()), None).await
+}
+
+/// As [`server_of_model`], with the handle on a fake model, a cache, and how long results stay in it.
+pub async fn server_of_model_with(
+    model: (LoadedModel, Arc<Controls>),
+    cache: Option<(Arc<dyn Cache>, Duration)>,
+) -> Server {
     let background = (JobSettings { is_durable: true, ..JobSettings::default() }, Arc::new(MemoryWork::default()) as _);
     let limits = BatchLimits { max_batch_tokens: 512, ..limits() };
-    assembled((model, Arc::default()), settings(), limits, None, Scope::Application, background).await
+    assembled(model, settings(), limits, cache, Scope::Application, background).await
 }
 
 async fn assembled(

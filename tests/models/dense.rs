@@ -78,7 +78,7 @@ fn weights_of_modules_count_in_the_fingerprint() {
 fn modules_are_installed_with_their_weights() {
     let models = tempfile::tempdir().unwrap();
     let repository = Repository::new(models.path());
-    let installed = import(&repository, &heads().join("bert-dense"), Some("dense")).unwrap();
+    let installed = import(&repository, &heads().join("bert-dense"), Some("dense"), None).unwrap();
     let manifest = Manifest::read(&models.path().join("dense/manifest.toml")).unwrap();
     assert_eq!(manifest.task, "embed");
     assert!(manifest.versions[&1].files.contains_key("3_Dense/model.safetensors"));
@@ -134,7 +134,7 @@ fn heads_are_installed_for_their_tasks() {
         ("albert-masked-lm", "fill_mask"),
     ] {
         let models = tempfile::tempdir().unwrap();
-        import(&Repository::new(models.path()), &heads().join(name), Some("m")).unwrap();
+        import(&Repository::new(models.path()), &heads().join(name), Some("m"), None).unwrap();
         assert_eq!(Manifest::read(&models.path().join("m/manifest.toml")).unwrap().task, task, "{name}");
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Tensor;
 use eremois::Error;
 use eremois::model::LoadedModel;
-use eremois::model::image::{MAX_PIXELS, MAX_SIDE, Preprocessor};
+use eremois::model::image::{ImageLimits, MAX_PIXELS, MAX_SIDE, Preprocessor};
 use eremois::model::manifest::ModelSpec;
 use eremois::model::pack::{PackedInput, Pooling, RowSpec, Wanted};
 use eremois::model::signature::Modality;
@@ -243,6 +243,30 @@ fn a_bomb_is_refused_before_it_is_unpacked() {
     // A row of this one is more memory than a decoder may take.
     let error = processor.pixels(&head_of_png(u32::MAX >> 1, 1), "input").unwrap_err().to_string();
     assert!(error.contains("needs more than 800000000 bytes"), "{error}");
+}
+
+#[test]
+fn the_settings_limits_hold_for_the_file_and_not_for_what_is_made_of_it() {
+    let photo = std::fs::read(fixtures().join("images/photo.png")).unwrap();
+    let field = || "input".to_string();
+    let with = |limits: ImageLimits| {
+        let spec = ModelSpec { image_limits: limits, ..spec(&fixtures().join("vit")) };
+        let model = load_spec(&spec).unwrap();
+        model.encoder.encode(&Input::Image(photo.clone().into()), "input", None, Truncation::Refuse)
+    };
+    let usual = ImageLimits::default();
+    let values = with(usual).unwrap().values;
+    let num_pixels = {
+        let size = |at: usize| u32::from_be_bytes(photo[at..at + 4].try_into().unwrap()) as usize;
+        size(16) * size(20)
+    };
+    // Exactly so many are taken, even where the model's own image has more.
+    let exact = ImageLimits { max_pixels: num_pixels, max_bytes: photo.len() };
+    assert_eq!(with(exact).unwrap().values, values);
+    let expected = Error::TooLarge { field: field(), got: num_pixels, limit: num_pixels - 1, unit: "pixels" };
+    assert_eq!(with(ImageLimits { max_pixels: num_pixels - 1, ..usual }).err(), Some(expected));
+    let expected = Error::TooLarge { field: field(), got: photo.len(), limit: photo.len() - 1, unit: "bytes" };
+    assert_eq!(with(ImageLimits { max_bytes: photo.len() - 1, ..usual }).err(), Some(expected));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use eremois::store::{Inserted, Records};
 use jiff::Timestamp;
 use serde_json::json;
 
-use crate::samples::{awkward_values, embeddings, full_and_empty, queued, record, record_at, said};
+use crate::samples::{awkward_values, embeddings, full_and_empty, queued, record, record_at, said, tensors};
 
 type Store = Arc<dyn Records>;
 
@@ -85,6 +85,8 @@ pub async fn outputs_come_back_bit_by_bit(store: Store) {
         embeddings(vec![]),
         embeddings(vec![vec![]]),
         embeddings(vec![vec![1.5], vec![], vec![2.5, 3.5, -0.0], vec![]]),
+        tensors(vec![awkward_values(6), awkward_values(12).split_off(6)]),
+        tensors(vec![]),
         StoredOutput::Json(json!({"labels": [{"label": "ζ", "score": 0.5}, null], "n": 12345678901234567u64})),
         StoredOutput::Json(json!(null)),
         StoredOutput::Json(json!("text")),
@@ -99,6 +101,11 @@ pub async fn outputs_come_back_bit_by_bit(store: Store) {
                     rows.iter().map(|row| row.iter().map(|value| value.to_bits()).collect()).collect()
                 };
                 assert_eq!(bits(a), bits(b));
+            }
+            (Some(StoredOutput::Tensors(a)), Some(StoredOutput::Tensors(b))) => {
+                assert_eq!(a.tensors, b.tensors);
+                let bits = |rows: &[Vec<f32>]| rows.concat().iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+                assert_eq!((bits(&a.rows), a.rows.len()), (bits(&b.rows), b.rows.len()));
             }
             (a, b) => assert_eq!(a, b),
         }

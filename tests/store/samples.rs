@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use eremois::store::record::{
-    Facts, Failure, Feedback, InferenceId, Norms, Record, Status, StoredInput, StoredOutput, StoredUsage, Timings,
+    Facts, Failure, Feedback, InferenceId, Norms, Record, Status, StoredInput, StoredOutput, StoredTensor,
+    StoredTensors, StoredUsage, Timings,
 };
 use jiff::Timestamp;
 use serde_json::json;
@@ -48,6 +49,14 @@ fn with_id(id: InferenceId) -> Record {
 
 pub fn embeddings(rows: Vec<Vec<f32>>) -> StoredOutput {
     StoredOutput::Embeddings(Arc::new(rows))
+}
+
+/// Of a model with two outputs, rows of six values.
+pub fn tensors(rows: Vec<Vec<f32>>) -> StoredOutput {
+    let tensor =
+        |name: &str, shape: &[usize], is_whole| StoredTensor { name: name.into(), shape: shape.into(), is_whole };
+    let tensors = vec![tensor("y.$z \"ζ\"", &[1, 5], false), tensor("", &[], true)];
+    StoredOutput::Tensors(Arc::new(StoredTensors { tensors, rows }))
 }
 
 /// An inference that has not begun.

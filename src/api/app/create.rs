@@ -10,11 +10,11 @@ use utoipa::ToSchema;
 
 use super::super::body::{self, Call};
 use super::super::docs::Refusals;
-use super::super::inputs::Inputs;
 use super::super::phases::{Served, attach};
 use super::super::status::Fault;
 use super::super::{ApiState, write};
 use super::PREFIX;
+use super::input::{Asked, RawInput};
 use super::records::num_floats;
 use super::wire::{Inference, Parts, push_inference, push_record};
 use crate::inference::keep::{Accepted, Kept, Scope, Submission};
@@ -45,7 +45,7 @@ pub struct InferenceBody {
     pub model: Option<String>,
     /// What to compute on. `inputs` is another name for it.
     #[serde(alias = "inputs")]
-    pub input: Inputs,
+    pub input: RawInput,
     /// What is computed; without it, what the model was made for.
     pub task: Option<TaskWord>,
     #[serde(default)]
@@ -91,6 +91,8 @@ pub enum TaskWord {
     TokenClassify,
     /// The likeliest tokens for each mask.
     FillMask,
+    /// All outputs of a tensor model, by their names.
+    Infer,
 }
 
 /// How embeddings are made; what is not set is as the model's manifest says.
@@ -126,6 +128,10 @@ impl Parameters {
     /// With the task; of `task`, only what masks are filled with is in the parameters.
     fn with_task(self, task: Task) -> Result<TaskParams> {
         let parameters = self;
+        if task == Task::Infer && parameters != Self::default() {
+            let reason = "the task `infer` takes none: a tensor model computes what its inputs say".to_string();
+            return Err(Error::Invalid { field: "parameters".to_string(), reason });
+        }
         let truncation = match parameters.truncate {
             None => Truncation::Refuse,
             Some(Side::Left) => Truncation::Cut(TruncationDirection::Left),
@@ -168,16 +174,14 @@ pub async fn create(State(state): State<ApiState>, request: Request) -> Result<R
     check(&body, is_stored, scope, idempotency_key.is_some())?;
     check_callback(&state, &body)?;
     let (mode, callback) = (body.mode, body.callback);
-    let inputs = body.input.with_pairs("input", state.settings.max_client_batch_size)?;
-    let task = match body.task {
-        Some(word) => task_of(word),
-        None => state.engine.model(body.model.as_deref())?.main_task(),
-    };
-    let params = body.parameters.with_task(task)?;
+    let info = state.engine.model(body.model.as_deref())?;
+    let params = body.parameters.with_task(body.task.map_or_else(|| info.main_task(), task_of))?;
+    let mut asked = body.input.read(info, state.settings.max_client_batch_size).await?;
     let parameters = parameters_of(&params);
+    let inputs = std::mem::take(&mut asked.inputs);
     let request = Embed { model: body.model, inputs, params, deadline, priority };
     if !is_stored {
-        return unstored(&state, request, cache_use).await;
+        return unstored(&state, request, cache_use, &asked).await;
     }
     let submission = Submission {
         request,
@@ -189,13 +193,15 @@ pub async fn create(State(state): State<ApiState>, request: Request) -> Result<R
         cache_use,
     };
     if mode == Mode::Async {
-        return accepted(&state, &submission, callback).await;
+        return accepted(&state, &submission, callback, &asked).await;
     }
-    let Kept { record, computed } = state.keeper.run(submission).await?;
+    let kept = state.keeper.run(submission).await;
+    let Kept { record, computed } = kept.map_err(|error| asked.rename(error))?;
     let parts = Parts { inputs: false, is_stored: true };
     let location = location(&record);
     let served = computed.as_ref().map(Served::of);
-    let num_floats = computed.as_ref().map_or(0, |c| c.rows.iter().map(|row| row.len()).sum());
+    let num_computed = |computed: &Computed| computed.rows.iter().map(|row| row.len()).sum();
+    let num_floats = computed.as_ref().map_or_else(|| num_floats(&record), num_computed);
     let mut response = write::offload(num_floats, move || {
         let mut out = write::buffer(num_floats);
         push_computed(&mut out, &record, computed.as_ref(), parts)?;
@@ -214,8 +220,14 @@ pub async fn create(State(state): State<ApiState>, request: Request) -> Result<R
 
 /// Accepts what is computed later: 202 and where it will be, or, for a key that was used before and whose inference has
 /// ended, 200 and the inference.
-async fn accepted(state: &ApiState, submission: &Submission, callback: Option<String>) -> Result<Response, Fault> {
-    let Accepted { record, is_known } = state.later.accept(submission, callback).await?;
+async fn accepted(
+    state: &ApiState,
+    submission: &Submission,
+    callback: Option<String>,
+    asked: &Asked,
+) -> Result<Response, Fault> {
+    let accepted = state.later.accept(submission, callback).await;
+    let Accepted { record, is_known } = accepted.map_err(|error| asked.rename(error))?;
     let mut head = HeaderMap::from_iter(location(&record));
     if is_known {
         head.insert(REPLAYED, HeaderValue::from_static("true"));
@@ -250,6 +262,7 @@ fn task_of(word: TaskWord) -> Task {
         TaskWord::Classify => Task::Classify,
         TaskWord::TokenClassify => Task::TokenClassify,
         TaskWord::FillMask => Task::FillMask { top_k: DEFAULT_TOP_K, targets: None },
+        TaskWord::Infer => Task::Infer,
     }
 }
 
@@ -271,7 +284,7 @@ fn check_callback(state: &ApiState, body: &InferenceBody) -> Result<()> {
 }
 
 /// Computes and forgets. The answer has an id, which nobody will find.
-async fn unstored(state: &ApiState, request: Embed, cache_use: CacheUse) -> Result<Response, Fault> {
+async fn unstored(state: &ApiState, request: Embed, cache_use: CacheUse, asked: &Asked) -> Result<Response, Fault> {
     let submission = Submission {
         parameters: parameters_of(&request.params),
         request: request.clone(),
@@ -281,7 +294,8 @@ async fn unstored(state: &ApiState, request: Embed, cache_use: CacheUse) -> Resu
         idempotency_key: None,
         cache_use,
     };
-    let computed = state.keeper.inferences().infer(request, cache_use).await?;
+    let computed = state.keeper.inferences().infer(request, cache_use).await;
+    let computed = computed.map_err(|error| asked.rename(error))?;
     let record = state.keeper.unstored_record(&submission, &computed);
     let served = Served::of(&computed);
     let num_floats = computed.rows.iter().map(|row| row.len()).sum();

@@ -2,6 +2,7 @@
 
 pub mod create;
 pub mod events;
+pub mod input;
 pub mod list;
 pub mod numbers;
 pub mod records;

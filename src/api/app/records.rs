@@ -45,6 +45,7 @@ pub async fn one(State(state): State<ApiState>, path: Result<Path<String>, PathR
 pub fn num_floats(record: &Record) -> usize {
     match &record.output {
         Some(StoredOutput::Embeddings(rows)) => rows.iter().map(Vec::len).sum(),
+        Some(StoredOutput::Tensors(output)) => output.rows.iter().map(Vec::len).sum(),
         Some(StoredOutput::Json(_)) | None => 0,
     }
 }

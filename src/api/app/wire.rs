@@ -5,8 +5,11 @@ use std::ops::Deref;
 use serde_json::json;
 use utoipa::ToSchema;
 
+use super::super::tensors::Datatype;
+use super::super::tensors::outputs::{OutputTensor, Values, cut};
+use super::super::tensors::written::{Column, push_named};
 use super::super::write;
-use crate::store::record::{Record, StoredInput, StoredOutput};
+use crate::store::record::{Record, StoredInput, StoredOutput, StoredTensor, StoredTensors};
 use crate::{Error, Result};
 
 /// An inference, for the document: it is written by hand.
@@ -58,10 +61,12 @@ pub struct Inference {
 struct Output {
     /// Of task `embed`: one embedding an input, in their order.
     embeddings: Option<Vec<Vec<f32>>>,
-    /// Of the other tasks: one element an input, in their order. `classify`: labels with scores, the best first;
+    /// Of tasks with words and weights: one element an input, in their order. `classify`: labels with scores, the best first;
     /// `token_classify`: the best label of each token, special ones included; `sparse`: pairs of `index` and `value`;
     /// `embed_all`: one vector a token; `fill_mask`: one list a mask, of tokens with scores, the best first.
     results: Option<Vec<serde_json::Value>>,
+    /// Of task `infer`: each output by its name, a list with one tensor an input, in their order.
+    tensors: Option<std::collections::BTreeMap<String, Vec<serde_json::Value>>>,
 }
 
 #[derive(ToSchema)]
@@ -120,6 +125,15 @@ pub fn push_record(out: &mut Vec<u8>, record: &Record, parts: Parts) -> Result<(
     match &record.output {
         None => push_inference::<Vec<f32>>(out, record, None, parts),
         Some(StoredOutput::Embeddings(rows)) => push_inference(out, record, Some(rows), parts),
+        Some(StoredOutput::Tensors(output)) => {
+            push_json(out, &facts(record, parts))?;
+            // The object's closing brace gives way to the output.
+            out.pop();
+            out.extend_from_slice(br#","output":{"tensors":"#);
+            push_tensors(out, output)?;
+            out.extend_from_slice(b"}}");
+            Ok(())
+        }
         Some(StoredOutput::Json(value)) => {
             let mut object = facts(record, parts);
             object["output"] = value.clone();
@@ -150,6 +164,22 @@ pub fn push_inference<R: Deref<Target = [f32]>>(
     write::push_rows(out, rows)?;
     out.extend_from_slice(b"}}");
     Ok(())
+}
+
+/// Appends `{name: tensor}`, the inputs of the request first. Errors: `Internal` for a value that is no number.
+fn push_tensors(out: &mut Vec<u8>, output: &StoredTensors) -> Result<()> {
+    let datatype = |is_whole| if is_whole { Datatype::Int64 } else { Datatype::Fp32 };
+    let parts: Vec<(&[usize], Datatype)> =
+        output.tensors.iter().map(|tensor| (&*tensor.shape, datatype(tensor.is_whole))).collect();
+    let named = |(tensor, (shape, values)): (&StoredTensor, (Vec<usize>, Values))| OutputTensor {
+        name: tensor.name.clone().into(),
+        shape,
+        values,
+    };
+    let tensors: Vec<OutputTensor> = output.tensors.iter().zip(cut(&output.rows, &parts)?).map(named).collect();
+    let columns: Vec<Column> =
+        tensors.iter().map(|output| Column { name: &output.name, output, as_bytes: false }).collect();
+    push_named(out, &columns, output.rows.len())
 }
 
 fn push_json(out: &mut Vec<u8>, value: &serde_json::Value) -> Result<()> {

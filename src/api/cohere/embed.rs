@@ -8,6 +8,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::content::Item;
+use super::units::{EmbedUnits, num_images};
 use crate::api::body::{self, Call};
 use crate::api::docs::Refusals;
 use crate::api::forms::{EmbeddingType, raw};
@@ -29,7 +31,7 @@ pub struct EmbedBody {
     pub model: Option<String>,
     /// What the embeddings are for. Chooses the model's prompt of that name, where there is one.
     pub input_type: Option<InputType>,
-    /// Either these or `images`.
+    /// One of these, `images` and `inputs`.
     #[schema(nullable = false)]
     pub texts: Option<Vec<String>>,
     /// PNG, JPEG or WebP files, each as a data URL; for models that take images.
@@ -47,9 +49,9 @@ pub struct EmbedBody {
     #[serde(rename = "max_tokens")]
     #[schema(ignore)]
     max_tokens: Option<Value>,
-    /// Not taken.
-    #[schema(ignore)]
-    inputs: Option<Value>,
+    /// Texts and images in one list, each item with one of them.
+    #[schema(nullable = false)]
+    pub inputs: Option<Vec<Item>>,
 }
 
 /// What Cohere calls the use of an embedding.
@@ -60,7 +62,7 @@ pub enum InputType {
     SearchQuery,
     Classification,
     Clustering,
-    /// Goes with `images`.
+    /// Goes with `images` and `inputs`.
     Image,
 }
 
@@ -119,8 +121,11 @@ struct ApiVersion {
 #[derive(ToSchema)]
 #[allow(dead_code)]
 struct BilledUnits {
-    /// Tokens of all texts, special tokens included, whether they were computed or found in the cache.
-    input_tokens: usize,
+    /// Where there are any.
+    images: Option<usize>,
+    /// Tokens of all texts, special tokens included, whether they were computed or found in the cache; absent where all
+    /// inputs are images.
+    input_tokens: Option<usize>,
 }
 
 fn invalid(field: &str, reason: &str) -> Error {
@@ -128,24 +133,22 @@ fn invalid(field: &str, reason: &str) -> Error {
 }
 
 impl EmbedBody {
-    /// Errors: `Invalid` naming what is not offered; `Malformed` without texts and images, or with both.
+    /// Errors: `Invalid` naming what is not offered; `Malformed` without texts, images and inputs, or with two of them.
     fn check(&self) -> Result<()> {
-        if self.images.is_some() && self.texts.is_some() {
-            return Err(Error::Malformed {
-                field: "images".to_string(),
-                reason: "expected `texts` or `images`, got both".to_string(),
-            });
+        let given =
+            [("texts", self.texts.is_some()), ("images", self.images.is_some()), ("inputs", self.inputs.is_some())];
+        let mut given = given.into_iter().filter(|(_, is_there)| *is_there).map(|(name, _)| name);
+        if let (Some(first), Some(second)) = (given.next(), given.next()) {
+            let reason = format!("expected `texts`, `images` or `inputs`, got `{first}` and `{second}`");
+            return Err(Error::Malformed { field: second.to_string(), reason });
         }
-        if self.input_type == Some(InputType::Image) && self.images.is_none() {
-            return Err(invalid("input_type", "`image` goes with `images`"));
-        }
-        if self.inputs.is_some() {
-            return Err(invalid("inputs", "expected `texts`: no mixed content is taken"));
+        if self.input_type == Some(InputType::Image) && self.texts.is_some() {
+            return Err(invalid("input_type", "`image` goes with `images` and `inputs`"));
         }
         if self.max_tokens.is_some() {
             return Err(invalid("max_tokens", "the model's own limit holds"));
         }
-        if self.texts.is_none() && self.images.is_none() {
+        if self.texts.is_none() && self.images.is_none() && self.inputs.is_none() {
             return Err(Error::Malformed { field: "body".to_string(), reason: "missing field `texts`".to_string() });
         }
         Ok(())
@@ -153,6 +156,17 @@ impl EmbedBody {
 
     /// Errors: `Empty`, `TooLarge` for a list of no or too many; `Malformed` naming the image that is none.
     fn inputs(&mut self, limit: usize) -> Result<(Vec<Input>, Vec<String>)> {
+        if let Some(items) = self.inputs.take() {
+            check_count("inputs", items.len(), limit)?;
+            let inputs: Vec<Input> =
+                items.into_iter().enumerate().map(|(i, item)| item.input(i)).collect::<Result<_>>()?;
+            let text = |input: &Input| match input {
+                Input::Text(text) => Some(text.clone()),
+                _ => None,
+            };
+            let texts = inputs.iter().filter_map(text).collect();
+            return Ok((inputs, texts));
+        }
         let Some(images) = self.images.take() else {
             let texts = self.texts.take().unwrap_or_default();
             check_count("texts", texts.len(), limit)?;
@@ -209,6 +223,7 @@ fn rename(error: Error, inputs: &str) -> Error {
     request_body(content = EmbedBody, examples(
         ("queries" = (value = json!({"model": "all-MiniLM-L6-v2", "input_type": "search_query", "texts": ["The quick brown fox"], "embedding_types": ["float"]}))),
         ("documents, short forms" = (value = json!({"model": "all-MiniLM-L6-v2", "input_type": "search_document", "texts": ["w1 w2", "w3"], "embedding_types": ["int8", "ubinary"], "output_dimension": 8, "truncate": "NONE"}))),
+        ("items of content" = (value = json!({"model": "all-MiniLM-L6-v2", "input_type": "search_document", "inputs": [{"content": [{"type": "text", "text": "w1 w2"}]}]}))),
     )),
     responses((status = 200, body = EmbedAnswer, description = "One embedding a text of each form, in their order"), Refusals),
 )]
@@ -246,9 +261,14 @@ async fn answer(state: ApiState, request: Request, version: Version) -> Result<R
         return Err(invalid("embedding_types", "one form fits into raw bytes").into());
     }
     let params = body.params(&state)?;
-    let named = if body.images.is_some() { "images" } else { "texts" };
+    let named = match (&body.images, &body.inputs) {
+        (Some(_), _) => "images",
+        (_, Some(_)) => "inputs",
+        (None, None) => "texts",
+    };
     // The answer repeats texts.
     let (inputs, echo) = body.inputs(state.settings.max_client_batch_size)?;
+    let num_images = num_images(&inputs);
     let request = Embed { model: body.model, inputs, params, deadline, priority };
     let computed = state.keeper.infer(request, cache_use, "cohere", None).await.map_err(|e| rename(e, named))?;
     let served = Served::of(&computed);
@@ -258,7 +278,7 @@ async fn answer(state: ApiState, request: Request, version: Version) -> Result<R
             let num_floats: usize = computed.rows.iter().map(|row| row.len()).sum();
             // A text is copied in a tenth of the time of digits.
             let work = num_floats * types.len() + echo.iter().map(|text| text.len() / 64).sum::<usize>();
-            write::offload(work, move || write_answer(&computed, &shape, &echo)).await?
+            write::offload(work, move || write_answer(&computed, &shape, &echo, num_images)).await?
         }
     };
     attach(&mut response, served);
@@ -274,7 +294,7 @@ enum Shape {
 }
 
 /// The answer's JSON. Errors: `Internal` for a row with a value that is no number; `Invalid` for one without this form.
-fn write_answer(computed: &Computed, shape: &Shape, texts: &[String]) -> Result<Vec<u8>> {
+fn write_answer(computed: &Computed, shape: &Shape, texts: &[String], num_images: usize) -> Result<Vec<u8>> {
     let (types, response_type, version) = match shape {
         Shape::Floats => (&[EmbeddingType::Float][..], "embeddings_floats", Version::One),
         Shape::ByType(types, version) => (&types[..], "embeddings_by_type", *version),
@@ -299,9 +319,9 @@ fn write_answer(computed: &Computed, shape: &Shape, texts: &[String]) -> Result<
         }
         write::push_str(&mut out, text);
     }
-    let tokens = computed.usage.num_tokens;
+    let units = EmbedUnits::of(computed, num_images).json(num_images < computed.rows.len());
     let version = if version == Version::One { 1 } else { 2 };
-    let meta = format!(r#"{{"api_version":{{"version":"{version}"}},"billed_units":{{"input_tokens":{tokens}}}}}"#);
+    let meta = format!(r#"{{"api_version":{{"version":"{version}"}},"billed_units":{units}}}"#);
     out.extend_from_slice(format!(r#"],"meta":{meta},"response_type":"{response_type}"}}"#).as_bytes());
     Ok(out)
 }

@@ -1,6 +1,8 @@
 //! Cohere's protocol. The judge is the `cohere` Python package.
 
+pub mod content;
 pub mod embed;
+pub mod units;
 
 use axum::Router;
 use axum::routing::post;

@@ -1,9 +1,10 @@
 //! From computed rows to output tensors.
 
 use std::borrow::Cow;
+use std::ops::Deref;
 
 use super::Datatype;
-use super::signature::{Signature, TensorSpec};
+use super::signature::Signature;
 use crate::inference::Computed;
 use crate::inference::outcome::{pairs, scores};
 use crate::output::Row;
@@ -119,25 +120,9 @@ pub fn outputs_of(computed: Computed, signature: &Signature, form: scores::Form)
             vec![(shape.clone(), ids), (shape, weights), lengths_of(lengths)]
         }
         Task::Infer => {
-            let outputs = &computed.info.signature.outputs;
-            let expected: usize = outputs.iter().map(|output| output.num_values()).sum();
-            if let Some(row) = computed.rows.iter().find(|row| row.len() != expected) {
-                let cause = format!("a row of {} values, the outputs have {expected}", row.len());
-                return Err(Error::Internal { cause });
-            }
-            let mut start = 0;
-            let mut tensor = |(output, spec): (&crate::model::signature::TensorSpec, &TensorSpec)| {
-                let place = start..start + output.num_values();
-                start = place.end;
-                let values = computed.rows.iter().flat_map(|row| row[place.clone()].iter().copied());
-                let values = match spec.datatype {
-                    Datatype::Int64 => Values::Longs(values.map(|value| value as i64).collect()),
-                    Datatype::Int32 => Values::Ints(values.map(|value| value as i32).collect()),
-                    _ => Values::Floats(values.collect()),
-                };
-                ([computed.rows.len()].into_iter().chain(output.shape.iter().copied()).collect(), values)
-            };
-            outputs.iter().zip(&signature.outputs).map(&mut tensor).collect()
+            let shapes = computed.info.signature.outputs.iter().map(|output| &*output.shape);
+            let datatypes = signature.outputs.iter().map(|spec| spec.datatype);
+            cut(&computed.rows, &shapes.zip(datatypes).collect::<Vec<_>>())?
         }
         Task::FillMask { .. } => {
             // Each mask of each row has equally many pairs: the request names `top_k` and targets once.
@@ -151,6 +136,31 @@ pub fn outputs_of(computed: Computed, signature: &Signature, form: scores::Form)
         }
     };
     Ok(names.zip(tensors).map(|(name, (shape, values))| OutputTensor { name, shape, values }).collect())
+}
+
+/// The tensors that rows hold one after another; `parts` are the shape of each, of one input, and its type.
+///
+/// Errors: `Internal` for a row of another length.
+pub fn cut<R: Deref<Target = [f32]>>(rows: &[R], parts: &[(&[usize], Datatype)]) -> Result<Vec<(Vec<usize>, Values)>> {
+    let num_values = |shape: &[usize]| shape.iter().product::<usize>();
+    let expected: usize = parts.iter().map(|(shape, _)| num_values(shape)).sum();
+    if let Some(row) = rows.iter().find(|row| row.len() != expected) {
+        let cause = format!("a row of {} values, the outputs have {expected}", row.len());
+        return Err(Error::Internal { cause });
+    }
+    let mut start = 0;
+    let mut tensor = |(shape, datatype): &(&[usize], Datatype)| {
+        let place = start..start + num_values(shape);
+        start = place.end;
+        let values = rows.iter().flat_map(|row| row[place.clone()].iter().copied());
+        let values = match datatype {
+            Datatype::Int64 => Values::Longs(values.map(|value| value as i64).collect()),
+            Datatype::Int32 => Values::Ints(values.map(|value| value as i32).collect()),
+            _ => Values::Floats(values.collect()),
+        };
+        ([rows.len()].into_iter().chain(shape.iter().copied()).collect(), values)
+    };
+    Ok(parts.iter().map(&mut tensor).collect())
 }
 
 /// Rows of different lengths in one tensor, zeros behind the shorter ones.

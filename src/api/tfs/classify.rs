@@ -14,8 +14,8 @@ use super::super::tei::heads::{answer, told};
 use super::super::{ApiState, body};
 use super::path::{Address, Subject};
 use super::signature::{self, DEFAULT, Signature};
-use super::tensor;
 use crate::api::tensors::inputs::Inputs;
+use crate::api::tensors::nested;
 use crate::api::tensors::signature::Written;
 use crate::inference::outcome::{number, scores};
 use crate::request::{Input, Request as Embed, Task, TaskParams};
@@ -126,7 +126,7 @@ fn input_of(
     if signature.form.written != Written::TokenIds {
         features.values_mut().for_each(unwrap);
     }
-    let given = tensor::read_rows(Value::Array(vec![Value::Object(features)]), signature);
+    let given = nested::read_rows("instances", Value::Array(vec![Value::Object(features)]), &signature.form);
     let given = given.map_err(|error| error.with_field(place))?;
     let inputs = Inputs::of(given.tensors, &signature.tensors(), 1).map_err(|error| error.with_field(place))?;
     let missing = || Error::Internal { cause: "an example became no input".to_string() };

@@ -1,7 +1,7 @@
 //! TensorFlow Serving's REST protocol: status, metadata and predictions of the models served.
 //!
 //! Source: tensorflow/serving `tensorflow_serving/g3doc/api_rest.md`. `path` reads the addresses, `signature` names the
-//! ways to ask a model ([`super::tensors`] knows their tensors), `tensor` reads them from JSON, `predict` and `classify` compute, `answer`
+//! ways to ask a model ([`super::tensors`] knows their tensors, and reads and writes them), `predict` and `classify` compute, `answer`
 //! writes; `status` and `metadata` are the two documents about a model.
 
 mod answer;
@@ -11,7 +11,6 @@ pub mod path;
 pub mod predict;
 mod signature;
 pub mod status;
-mod tensor;
 
 use std::sync::Arc;
 

@@ -11,12 +11,13 @@ use super::super::docs::Refusals;
 use super::super::phases::{Served, attach};
 use super::super::status::Fault;
 use super::super::{ApiState, body, write};
-use super::answer::{self, Column};
+use super::answer;
 use super::path::Address;
 use super::signature::{self, Signature};
-use super::tensor::{self, Given};
 use crate::api::tensors::inputs::Inputs;
+use crate::api::tensors::nested::{self, Given};
 use crate::api::tensors::outputs::outputs_of;
+use crate::api::tensors::written::Column;
 use crate::inference::outcome::scores;
 use crate::request::{Request as Embed, TaskParams};
 use crate::{Error, Result};
@@ -84,17 +85,17 @@ pub async fn call(state: &ApiState, address: &Address<'_>, request: Request) -> 
     let params = TaskParams { task: signature.task.clone(), ..TaskParams::default() };
     let request = Embed { model: Some(info.name.to_string()), inputs: asked, params, deadline, priority };
     let computed = state.keeper.infer(request, cache_use, "tensorflow", None).await;
-    let computed = computed.map_err(|error| rename(inputs.rename(error), &given, &signature, num_inputs))?;
+    let computed = computed.map_err(|error| given.rename(inputs.rename(error), &signature.form, num_inputs))?;
     computed.check_model(&info)?;
     let served = Served::of(&computed);
-    let form = given.form;
+    let layout = given.layout;
     let num_floats = computed.rows.iter().map(|row| row.len()).sum();
     let write = move || {
         let outputs = outputs_of(computed, &signature.tensors(), scores::Form::Usual)?;
         let mut out = write::buffer(num_floats);
         let columns: Vec<Column> =
             outputs.iter().map(|output| Column { name: &output.name, output, as_bytes: signature.as_bytes }).collect();
-        answer::push(&mut out, form, &columns)?;
+        answer::push(&mut out, layout, &columns)?;
         Ok(out)
     };
     let mut response = write::offload(num_floats, write).await?;
@@ -124,28 +125,14 @@ fn num_values(value: &Value) -> usize {
 fn read(body: TensorsBody, signature: &Signature, limit: usize) -> Result<(Given, Inputs)> {
     let malformed = |reason: &str| Error::Malformed { field: "body".to_string(), reason: reason.to_string() };
     let mut given = match (body.instances, body.inputs) {
-        (Some(instances), None) => tensor::read_rows(instances, signature)?,
-        (None, Some(inputs)) => tensor::read_columns(inputs, signature)?,
+        (Some(instances), None) => nested::read_rows("instances", instances, &signature.form)?,
+        (None, Some(inputs)) => nested::read_columns("inputs", inputs, &signature.form)?,
         (None, None) => return Err(malformed("neither `instances` nor `inputs` is there")),
         (Some(_), Some(_)) => return Err(malformed("both `instances` and `inputs` are there; one form is taken")),
     };
     let tensors = std::mem::take(&mut given.tensors);
     let inputs = Inputs::of(tensors, &signature.tensors(), limit);
     // Of none of them, or of all: a single one is not known yet.
-    let inputs = inputs.map_err(|error| rename(error, &given, signature, 0))?;
+    let inputs = inputs.map_err(|error| given.rename(error, &signature.form, 0))?;
     Ok((given, inputs))
-}
-
-/// From "text[1]" to where the client wrote that: `text` alone is of the only input, or of all.
-fn rename(error: Error, given: &Given, signature: &Signature, num_inputs: usize) -> Error {
-    let ours = |field: String| {
-        let (name, position) = field.split_once('[').unwrap_or((&field, ""));
-        let Some(spec) = signature.form.tensors.iter().find(|spec| spec.name == name) else { return field };
-        match position.strip_suffix(']').map(str::parse::<usize>) {
-            Some(Ok(i)) => given.row_name(spec, i),
-            _ if num_inputs == 1 => given.row_name(spec, 0),
-            _ => given.rows_name(spec),
-        }
-    };
-    error.with_field(ours)
 }

@@ -115,7 +115,8 @@ impl Chosen {
         let (start, batching) = (Instant::now(), self.batching());
         let devices = device::select(&ai.device)?;
         self.entry.verify_files(self.version)?;
-        let model = load_for(&self.spec(), &devices, &placement(ai, &batching))?;
+        let spec = ModelSpec { image_limits: ai.image_limits(), ..self.spec() };
+        let model = load_for(&spec, &devices, &placement(ai, &batching))?;
         let info = &model.info;
         tracing::info!(
             model = %self.name, version = self.version, architecture = info.architecture, device = info.device,

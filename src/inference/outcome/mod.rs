@@ -8,11 +8,14 @@ pub mod scores;
 use serde_json::{Value, json};
 
 use super::Computed;
+use crate::model::ModelInfo;
+use crate::model::signature::TensorSpec;
 use crate::output::Row;
 use crate::request::Task;
+use crate::store::record::StoredTensor;
 
-/// The results of a task as records hold them, `{"results": [...]}` with one element an input; `None` for embeddings,
-/// which have a form of their own.
+/// The results of a task as records hold them, `{"results": [...]}` with one element an input; `None` for embeddings and
+/// tensors, whose rows are kept as they are.
 ///
 /// | task | an element |
 /// |---|---|
@@ -20,12 +23,11 @@ use crate::request::Task;
 /// | sparse | `[{index, value}]`, indices rising |
 /// | classify | `[{label, score}]`, the best first |
 /// | token_classify | `[{token, label, score}]`, the best label of each token, special ones included |
-/// | infer | `{"name": values}` with one of each output, nested lists by its shape |
 /// | fill_mask | `[[{token, score}]]`, one list a mask, the best first |
 pub fn value(computed: &Computed) -> Option<Value> {
     let info = &computed.info;
     let element = |row: &Row| match &computed.task {
-        Task::Embed => Value::Null,
+        Task::Embed | Task::Infer => Value::Null,
         Task::EmbedAll => row
             .chunks_exact(info.hidden_size)
             .map(|token| token.iter().copied().map(number).collect::<Value>())
@@ -39,11 +41,6 @@ pub fn value(computed: &Computed) -> Option<Value> {
             let best = row.chunks_exact(info.labels.len()).map(|token| scores::best(info, token)).enumerate();
             best.map(|(i, (label, score))| json!({"token": i, "label": label, "score": number(score)})).collect()
         }
-        Task::Infer => {
-            let mut values = row.iter().copied();
-            let outputs = &info.signature.outputs;
-            outputs.iter().map(|output| (output.name.clone(), nested(&mut values, &output.shape))).collect::<Value>()
-        }
         Task::FillMask { .. } => {
             let num_masks = computed.num_masks(row);
             let list = |mask: &[f32]| -> Value {
@@ -52,15 +49,18 @@ pub fn value(computed: &Computed) -> Option<Value> {
             row.chunks_exact(row.len() / num_masks.max(1)).map(list).collect()
         }
     };
-    (computed.task != Task::Embed).then(|| json!({"results": computed.rows.iter().map(element).collect::<Vec<_>>()}))
+    let has_words = !matches!(computed.task, Task::Embed | Task::Infer);
+    has_words.then(|| json!({"results": computed.rows.iter().map(element).collect::<Vec<_>>()}))
 }
 
-/// The next values as lists in lists, by their shape.
-fn nested(values: &mut impl Iterator<Item = f32>, shape: &[usize]) -> Value {
-    match shape {
-        [] => values.next().map_or(Value::Null, number),
-        [len, inner @ ..] => (0..*len).map(|_| nested(values, inner)).collect(),
-    }
+/// What a tensor model's rows hold, in their order, as records name it.
+pub fn tensors(info: &ModelInfo) -> Vec<StoredTensor> {
+    let tensor = |output: &TensorSpec| StoredTensor {
+        name: output.name.clone(),
+        shape: output.shape.clone(),
+        is_whole: output.dtype.is_integer(),
+    };
+    info.signature.outputs.iter().map(tensor).collect()
 }
 
 /// A value with the digits of its f32: as an f64 it would have nine more that say nothing.

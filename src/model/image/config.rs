@@ -5,8 +5,9 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::decode::{MAX_PIXELS, check_size};
 use super::resize::{Plan, Sides, filter};
-use super::{Preprocessor, Resize};
+use super::{ImageLimits, Preprocessor, Resize};
 use crate::Result;
 use crate::model::config::{read_json, read_json_if_there};
 use crate::model::weights::file_error;
@@ -169,8 +170,10 @@ fn preprocessor(raw: Raw, file: &Path) -> Result<Preprocessor> {
             ));
         }
     };
-    super::decode::check_size(out.height, out.width, "size").map_err(|e| fault(e.to_string()))?;
-    Ok(Preprocessor { plan: Plan { resize, filter, crop: crop.is_some(), out }, levels: levels(&raw, defaults, file)? })
+    let fits = check_size(out.height, out.width, MAX_PIXELS, "size");
+    fits.map_err(|e| fault(e.to_string()))?;
+    let (plan, levels) = (Plan { resize, filter, crop: crop.is_some(), out }, levels(&raw, defaults, file)?);
+    Ok(Preprocessor { plan, levels, limits: ImageLimits::default() })
 }
 
 impl RawSize {

@@ -12,7 +12,7 @@ mod resize;
 
 use std::path::Path;
 
-pub use decode::{MAX_PIXELS, MAX_SIDE};
+pub use decode::{ImageLimits, MAX_FILE_BYTES, MAX_PIXELS, MAX_SIDE};
 
 use crate::Result;
 use resize::Plan;
@@ -23,6 +23,7 @@ pub struct Preprocessor {
     plan: Plan,
     /// What is given for each of the 256 levels, by channel: scaled, then normalised.
     levels: Box<[[f32; 256]; 3]>,
+    limits: ImageLimits,
 }
 
 /// How an image is resized, as files say it.
@@ -43,6 +44,11 @@ impl Preprocessor {
         config::read(dir)
     }
 
+    /// The same with other limits than the usual ones.
+    pub fn with_limits(self, limits: ImageLimits) -> Self {
+        Self { limits, ..self }
+    }
+
     /// Height of what [`Self::pixels`] gives.
     pub fn height(&self) -> usize {
         self.plan.out.height
@@ -57,11 +63,11 @@ impl Preprocessor {
     ///
     /// Shapes: returns [3, height, width].
     /// Blocks: a millisecond for a small image, a second for the largest; call it off the async threads.
-    /// Errors: [`crate::Error::Empty`] for no bytes; [`crate::Error::TooLarge`] with unit "pixels" for more than
-    /// [`MAX_PIXELS`] or a side of more than [`MAX_SIDE`]; [`crate::Error::Invalid`] for what is no PNG, JPEG or WebP,
-    /// and for a file that is broken.
+    /// Errors: [`crate::Error::Empty`] for no bytes; [`crate::Error::TooLarge`] with unit "bytes" or "pixels" for
+    /// more than the limits, and for a side of more than [`MAX_SIDE`]; [`crate::Error::Invalid`] for what is no PNG, JPEG
+    /// or WebP, and for a file that is broken.
     pub fn pixels(&self, bytes: &[u8], field: &str) -> Result<Vec<f32>> {
-        let rgb = decode::decode(bytes, field)?;
+        let rgb = decode::decode(bytes, self.limits, field)?;
         let rgb = self.plan.apply(rgb, field)?;
         let num_pixels = rgb.height * rgb.width;
         let mut pixels = Vec::with_capacity(3 * num_pixels);

@@ -3,7 +3,7 @@
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
-use super::decode::check_size;
+use super::decode::{MAX_PIXELS, check_size};
 use super::{Resize, Rgb};
 use crate::{Error, Result};
 
@@ -48,7 +48,8 @@ impl Plan {
     pub(super) fn apply(&self, mut rgb: Rgb, field: &str) -> Result<Rgb> {
         if let Some(resize) = self.resize {
             let to = resize.sides(&rgb);
-            check_size(to.height, to.width, &format!("{field}, resized,"))?;
+            // Not by what clients may send: of the smallest image the model wants as much as of any.
+            check_size(to.height, to.width, MAX_PIXELS, &format!("{field}, resized,"))?;
             rgb = resized(rgb, to, self.filter)?;
         }
         Ok(if self.crop { cropped(&rgb, self.out) } else { rgb })

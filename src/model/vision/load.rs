@@ -66,7 +66,7 @@ pub(in crate::model) fn describe(spec: &ModelSpec, devices: &[Device]) -> Result
             return Err(file_error(weights.path(), format!("task `{task}`: models of this architecture {can} here")));
         }
     };
-    let preprocessor = Preprocessor::read(dir)?;
+    let preprocessor = Preprocessor::read(dir)?.with_limits(spec.image_limits);
     let image = Plane { height: preprocessor.height(), width: preprocessor.width() };
     if let Some(expected) = config.image().filter(|expected| *expected != image) {
         let reason = format!(

@@ -172,7 +172,7 @@ fn add_metadata(conn: &Connection, seq: i64, record: &Record) -> Result<()> {
 
 fn add_output(conn: &Connection, seq: i64, record: &Record) -> Result<()> {
     let Some(output) = &record.output else { return Ok(()) };
-    let row = OutputRow::new(output);
+    let row = OutputRow::new(output)?;
     conn.prepare_cached("INSERT INTO outputs (seq, row_lens, rows, json) VALUES (?1, ?2, ?3, ?4)")?
         .execute(params![seq, row.row_lens, row.rows, row.json])?;
     Ok(())

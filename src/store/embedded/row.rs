@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use rusqlite::{Connection, Row};
+use serde::{Deserialize, Serialize};
 
 use super::fault::broken;
-use crate::store::record::{Facts, Feedback, InferenceId, Record, StoredOutput};
+use crate::store::record::{Facts, Feedback, InferenceId, Record, StoredOutput, StoredTensor, StoredTensors};
 use crate::{Error, Result};
 
 /// The columns [`Found::read`] takes, of `inferences AS i`.
@@ -66,9 +67,24 @@ fn output(conn: &Connection, seq: i64) -> Result<Option<StoredOutput>> {
         return Ok(Some(StoredOutput::Json(value)));
     }
     let lens: String = row.get(0)?;
-    let lens: Vec<usize> = serde_json::from_str(&lens).map_err(|e| broken("row_lens", e))?;
+    let lens: Lens = serde_json::from_str(&lens).map_err(|e| broken("row_lens", e))?;
     let values = row.get_ref(1)?.as_blob().map_err(|e| broken("rows", e))?;
-    Ok(Some(StoredOutput::Embeddings(Arc::new(rows_of(&lens, values)?))))
+    Ok(Some(match lens {
+        Lens::Embeddings(lens) => StoredOutput::Embeddings(Arc::new(rows_of(&lens, values)?)),
+        Lens::Tensors { tensors, lens } => {
+            StoredOutput::Tensors(Arc::new(StoredTensors { tensors, rows: rows_of(&lens, values)? }))
+        }
+    }))
+}
+
+/// How the values of `rows` are to be cut: what `row_lens` says.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Lens {
+    /// The length of each row.
+    Embeddings(Vec<usize>),
+    /// The tensors that each row has one after another, and the rows' lengths.
+    Tensors { tensors: Vec<StoredTensor>, lens: Vec<usize> },
 }
 
 /// Cuts the values of all rows, f32 in little-endian, into rows.
@@ -96,20 +112,29 @@ pub(super) struct OutputRow {
 }
 
 impl OutputRow {
-    pub(super) fn new(output: &StoredOutput) -> Self {
-        match output {
-            StoredOutput::Embeddings(rows) => {
-                let lens: Vec<usize> = rows.iter().map(Vec::len).collect();
-                let mut values = Vec::with_capacity(lens.iter().sum::<usize>() * 4);
-                for value in rows.iter().flatten() {
-                    values.extend_from_slice(&value.to_le_bytes());
-                }
-                // A list of numbers in brackets, as JSON writes it.
-                Self { row_lens: Some(format!("{lens:?}")), rows: Some(values), json: None }
+    /// Errors: `Internal` for lengths that are no JSON, which none are.
+    pub(super) fn new(output: &StoredOutput) -> Result<Self> {
+        let (rows, lens) = match output {
+            StoredOutput::Embeddings(rows) => (&**rows, Lens::Embeddings(lens_of(rows))),
+            StoredOutput::Tensors(output) => {
+                let (tensors, lens) = (output.tensors.clone(), lens_of(&output.rows));
+                (&output.rows, Lens::Tensors { tensors, lens })
             }
-            StoredOutput::Json(value) => Self { row_lens: None, rows: None, json: Some(value.to_string()) },
+            StoredOutput::Json(value) => {
+                return Ok(Self { row_lens: None, rows: None, json: Some(value.to_string()) });
+            }
+        };
+        let lens = serde_json::to_string(&lens).map_err(|e| broken("row_lens", e))?;
+        let mut values = Vec::with_capacity(rows.iter().map(|row| row.len() * 4).sum());
+        for value in rows.iter().flatten() {
+            values.extend_from_slice(&value.to_le_bytes());
         }
+        Ok(Self { row_lens: Some(lens), rows: Some(values), json: None })
     }
+}
+
+fn lens_of(rows: &[Vec<f32>]) -> Vec<usize> {
+    rows.iter().map(Vec::len).collect()
 }
 
 /// The facts as JSON, without the feedback.
@@ -129,8 +154,8 @@ mod tests {
     #[test]
     fn rows_lie_one_after_another_in_little_endian() {
         let rows = vec![vec![1.0f32, -0.0], vec![], vec![f32::MIN_POSITIVE]];
-        let row = OutputRow::new(&StoredOutput::Embeddings(Arc::new(rows.clone())));
-        assert_eq!(row.row_lens.as_deref(), Some("[2, 0, 1]"));
+        let row = OutputRow::new(&StoredOutput::Embeddings(Arc::new(rows.clone()))).unwrap();
+        assert_eq!(row.row_lens.as_deref(), Some("[2,0,1]"));
         assert_eq!(row.rows.as_deref(), Some(&[0, 0, 0x80, 0x3f, 0, 0, 0, 0x80, 0, 0, 0x80, 0][..]));
         assert_eq!(rows_of(&[2, 0, 1], row.rows.as_deref().unwrap()), Ok(rows));
     }

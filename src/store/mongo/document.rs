@@ -5,7 +5,7 @@
 //!   completed_at: date?, user?, metadata: [{k, v}, ...], parameters: JSON text?, input: {full: JSON text | hash}?,
 //!   usage: {...}, timings: {...}, output_norms: {...}?, error: {...}?, idempotency_key?, request_hash?, callback?,
 //!   feedback: [{at: date, score?, label?, comment?}, ...],
-//!   output: {rows: [vector of float32, ...] | json: JSON text}?, spilled: {...}? }
+//!   output: {rows: [vector of float32, ...] | tensors: {tensors: JSON text, rows: [...]} | json: JSON text}?, spilled: {...}? }
 //! ```
 //!
 //! What clients send as JSON (input, parameters, outputs other than rows) stays JSON text: BSON has other numbers, and
@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 use super::fault::unreadable;
 use crate::Result;
 use crate::store::record::{
-    Facts, Failure, Feedback, InferenceId, Norms, Record, Status, StoredInput, StoredOutput, StoredUsage, Timings,
+    Facts, Failure, Feedback, InferenceId, Norms, Record, Status, StoredInput, StoredOutput, StoredTensors,
+    StoredUsage, Timings,
 };
 
 /// Fields that a document may lack: a write that replaces one takes away those it does not name.
@@ -116,6 +117,8 @@ pub(super) enum InputDocument {
 pub(super) enum OutputDocument {
     /// BSON vectors of float32.
     Rows(Vec<Binary>),
+    /// What each row has one after another, as JSON text, and the rows.
+    Tensors { tensors: String, rows: Vec<Binary> },
     /// JSON text.
     Json(String),
 }
@@ -195,13 +198,13 @@ impl Stored {
             Some(InputDocument::Hash(hash)) => StoredInput::Hash(hash),
             None => StoredInput::None,
         };
+        let row_of = |row: &Binary| values(row).ok_or_else(|| wrong("output", &"not a vector of float32"));
+        let read = |rows: &[Binary]| rows.iter().map(row_of).collect::<Result<Vec<Vec<f32>>>>();
         let output = match self.output {
-            Some(OutputDocument::Rows(rows)) => {
-                let rows: Result<Vec<Vec<f32>>> = rows
-                    .iter()
-                    .map(|row| values(row).ok_or_else(|| wrong("output", &"not a vector of float32")))
-                    .collect();
-                Some(StoredOutput::Embeddings(Arc::new(rows?)))
+            Some(OutputDocument::Rows(rows)) => Some(StoredOutput::Embeddings(Arc::new(read(&rows)?))),
+            Some(OutputDocument::Tensors { tensors, rows }) => {
+                let tensors = serde_json::from_str(&tensors).map_err(|e| wrong("output", &e))?;
+                Some(StoredOutput::Tensors(Arc::new(StoredTensors { tensors, rows: read(&rows)? })))
             }
             Some(OutputDocument::Json(text)) => Some(StoredOutput::Json(json("output", &text)?)),
             None => None,
@@ -235,6 +238,10 @@ impl OutputDocument {
     fn new(output: &StoredOutput) -> Self {
         match output {
             StoredOutput::Embeddings(rows) => Self::Rows(rows.iter().map(|row| vector(row)).collect()),
+            StoredOutput::Tensors(output) => Self::Tensors {
+                tensors: serde_json::json!(output.tensors).to_string(),
+                rows: output.rows.iter().map(|row| vector(row)).collect(),
+            },
             StoredOutput::Json(value) => Self::Json(value.to_string()),
         }
     }
@@ -296,6 +303,7 @@ mod tests {
 
     use super::*;
     use crate::Error;
+    use crate::store::record::StoredTensor;
 
     fn record() -> Record {
         let at = Timestamp::from_millisecond(1_700_000_000_123).unwrap();
@@ -338,6 +346,9 @@ mod tests {
         record.facts.metadata.clear();
         record.facts.parameters = serde_json::Value::Null;
         assert_eq!(round(&record), record);
+        let tensors = vec![StoredTensor { name: "$y.z".into(), shape: vec![2], is_whole: false }];
+        let rows = vec![vec![0.1, -0.0], vec![f32::MIN_POSITIVE / 2.0, 3e38]];
+        record.output = Some(StoredOutput::Tensors(Arc::new(StoredTensors { tensors, rows })));
         record.facts.input = StoredInput::None;
         record.facts.error =
             Some(Failure { kind: "failed".into(), status: 500, message: "m".into(), field: Some("input".into()) });

@@ -1,4 +1,5 @@
-//! From JSON to named tensors, in row form (`instances`) and in column form (`inputs`).
+//! From nested JSON to named tensors, in rows (TensorFlow Serving's `instances`) and in columns (its `inputs`, and the
+//! application API's `input`).
 
 use std::fmt;
 
@@ -6,28 +7,29 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value};
 
-use super::signature::Signature;
-use crate::api::tensors::Datatype;
-use crate::api::tensors::inputs::{self, Tensor, Values};
-use crate::api::tensors::signature::{TensorSpec, Written};
+use super::Datatype;
+use super::inputs::{self, Tensor, Values};
+use super::signature::{Form, TensorSpec, Written};
 use crate::{Error, Result};
 
 /// How a request writes its tensors, and so how it is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
-    /// `{"instances": [row, row]}`, answered by `predictions`.
+pub enum Layout {
+    /// `[row, row]`, each a value or an object of them.
     Rows,
-    /// `{"inputs": {name: tensor}}`, answered by `outputs`.
+    /// `{name: tensor}`, or a lone tensor.
     Columns,
 }
 
 /// The tensors of a request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Given {
-    pub form: Form,
+    pub layout: Layout,
+    /// The field of the request.
+    root: &'static str,
     /// Whether values stood under their names.
     pub is_named: bool,
-    /// In the order of the signature's inputs, without optional ones that are not there. Dimensions behind an empty one
+    /// In the order of the form, without optional ones that are not there. Dimensions behind an empty one
     /// are missing.
     pub tensors: Vec<Tensor>,
 }
@@ -36,41 +38,57 @@ impl Given {
     /// How the client would name row `i` of an input.
     pub fn row_name(&self, input: &TensorSpec, i: usize) -> String {
         let name = self.is_named.then_some(&*input.name);
-        match self.form {
-            Form::Rows => Place { row: Some(i), ..Place::new(self.form, name) }.to_string(),
-            Form::Columns => Place { indices: vec![i], ..Place::new(self.form, name) }.to_string(),
+        match self.layout {
+            Layout::Rows => Place { row: Some(i), ..Place::new(self.root, name) }.to_string(),
+            Layout::Columns => Place { indices: vec![i], ..Place::new(self.root, name) }.to_string(),
         }
     }
 
     /// How the client would name all rows.
     pub fn rows_name(&self, input: &TensorSpec) -> String {
-        let name = self.is_named.then_some(&*input.name).filter(|_| self.form == Form::Columns);
-        Place::new(self.form, name).to_string()
+        let name = self.is_named.then_some(&*input.name).filter(|_| self.layout == Layout::Columns);
+        Place::new(self.root, name).to_string()
+    }
+
+    /// From "text[1]" to where the client wrote that: `text` alone is of the only input, or of all.
+    ///
+    /// `num_inputs` is 0 where it is not known yet.
+    pub fn rename(&self, error: Error, form: &Form, num_inputs: usize) -> Error {
+        let ours = |field: String| {
+            let (name, position) = field.split_once('[').unwrap_or((&field, ""));
+            let Some(spec) = form.tensors.iter().find(|spec| spec.name == name) else { return field };
+            match position.strip_suffix(']').map(str::parse::<usize>) {
+                Some(Ok(i)) => self.row_name(spec, i),
+                _ if num_inputs == 1 => self.row_name(spec, 0),
+                _ => self.rows_name(spec),
+            }
+        };
+        error.with_field(ours)
     }
 }
 
-/// Reads `instances`: a list of values, or of objects with a value an input.
+/// Reads the field `root`: a list of values, or of objects with a value an input.
 ///
-/// Errors: `Malformed` naming the first value that is not as the signature says, or as the rows before it.
-pub fn read_rows(instances: Value, signature: &Signature) -> Result<Given> {
-    let place = Place::new(Form::Rows, None);
+/// Errors: `Malformed` naming the first value that is not as the form says, or as the rows before it.
+pub fn read_rows(root: &'static str, instances: Value, form: &Form) -> Result<Given> {
+    let place = Place::new(root, None);
     let Value::Array(instances) = instances else {
         return Err(place.malformed(format!("expected a list of instances, got {}", word(&instances))));
     };
-    let is_named = instances.first().is_some_and(|first| is_named(first, signature));
+    let is_named = instances.first().is_some_and(|first| is_named(first, form));
     let is_there = |spec: &TensorSpec| match instances.first() {
         Some(Value::Object(fields)) if is_named => fields.contains_key(&*spec.name),
         _ => false,
     };
-    let mut builders = builders(signature, is_there);
+    let mut builders = builders(form, is_there);
     builders.iter_mut().for_each(|builder| builder.shape.push(instances.len()));
     for (i, instance) in instances.into_iter().enumerate() {
-        let row = Place { row: Some(i), ..Place::new(Form::Rows, None) };
+        let row = Place { row: Some(i), ..Place::new(root, None) };
         if !is_named {
             let [builder] = &mut builders[..] else {
-                return Err(row.malformed(format!("expected an object of {}", names(signature))));
+                return Err(row.malformed(format!("expected an object of {}", names(form))));
             };
-            if i > 0 && self::is_named(&instance, signature) {
+            if i > 0 && self::is_named(&instance, form) {
                 return Err(
                     row.malformed(format!("expected {}, as the first instance is, got an object", builder.kind))
                 );
@@ -85,50 +103,50 @@ pub fn read_rows(instances: Value, signature: &Signature) -> Result<Given> {
         for builder in &mut builders {
             let spec = builder.spec;
             let value = take(&mut fields, spec, &row)?;
-            builder.fill(value, 1, &mut Place { row: Some(i), ..Place::new(Form::Rows, Some(&spec.name)) })?;
+            builder.fill(value, 1, &mut Place { row: Some(i), ..Place::new(root, Some(&spec.name)) })?;
         }
-        refuse_rest(&fields, signature, &row)?;
+        refuse_rest(&fields, form, &row)?;
     }
-    Ok(Given { form: Form::Rows, is_named, tensors: builders.into_iter().map(Builder::done).collect() })
+    Ok(Given { layout: Layout::Rows, root, is_named, tensors: builders.into_iter().map(Builder::done).collect() })
 }
 
-/// Reads `inputs`: a tensor, or an object of tensors by their names.
+/// Reads the field `root`: a tensor, or an object of tensors by their names.
 ///
 /// Errors: as [`read_rows`].
-pub fn read_columns(inputs: Value, signature: &Signature) -> Result<Given> {
-    let place = Place::new(Form::Columns, None);
-    let is_named = is_named(&inputs, signature);
+pub fn read_columns(root: &'static str, inputs: Value, form: &Form) -> Result<Given> {
+    let place = Place::new(root, None);
+    let is_named = is_named(&inputs, form);
     let is_there = |spec: &TensorSpec| inputs.as_object().is_some_and(|fields| fields.contains_key(&*spec.name));
-    let mut builders = builders(signature, is_there);
+    let mut builders = builders(form, is_there);
     match (inputs, &mut builders[..]) {
         (Value::Object(mut fields), builders) if is_named => {
             for builder in builders.iter_mut() {
                 let spec = builder.spec;
                 let value = take(&mut fields, spec, &place)?;
-                builder.fill(value, 0, &mut Place::new(Form::Columns, Some(&spec.name)))?;
+                builder.fill(value, 0, &mut Place::new(root, Some(&spec.name)))?;
             }
-            refuse_rest(&fields, signature, &place)?;
+            refuse_rest(&fields, form, &place)?;
         }
-        (value, [builder]) => builder.fill(value, 0, &mut Place::new(Form::Columns, None))?,
-        (_, _) => return Err(place.malformed(format!("expected an object of {}", names(signature)))),
+        (value, [builder]) => builder.fill(value, 0, &mut Place::new(root, None))?,
+        (_, _) => return Err(place.malformed(format!("expected an object of {}", names(form)))),
     }
-    Ok(Given { form: Form::Columns, is_named, tensors: builders.into_iter().map(Builder::done).collect() })
+    Ok(Given { layout: Layout::Columns, root, is_named, tensors: builders.into_iter().map(Builder::done).collect() })
 }
 
-/// An object is one of named values, unless it can only be bytes: a lone `b64` where a signature has a lone input.
-fn is_named(value: &Value, signature: &Signature) -> bool {
+/// An object is one of named values, unless it can only be bytes: a lone `b64` where a form has a lone input.
+fn is_named(value: &Value, form: &Form) -> bool {
     match value {
         Value::Object(fields) => {
-            signature.form.tensors.iter().filter(|spec| !spec.is_optional).count() > 1 || bytes_of(fields).is_none()
+            form.tensors.iter().filter(|spec| !spec.is_optional).count() > 1 || bytes_of(fields).is_none()
         }
         _ => false,
     }
 }
 
 /// One a tensor that the request has: those that it must have, and those it may have that are there.
-fn builders(signature: &Signature, is_there: impl Fn(&TensorSpec) -> bool) -> Vec<Builder<'_>> {
+fn builders(form: &Form, is_there: impl Fn(&TensorSpec) -> bool) -> Vec<Builder<'_>> {
     let is_needed = |spec: &&TensorSpec| !spec.is_optional || is_there(spec);
-    signature.form.tensors.iter().filter(is_needed).map(|spec| Builder::new(spec, signature.form.written)).collect()
+    form.tensors.iter().filter(is_needed).map(|spec| Builder::new(spec, form.written)).collect()
 }
 
 /// The text of `{"b64": "…"}`.
@@ -143,18 +161,18 @@ fn take(fields: &mut Map<String, Value>, spec: &TensorSpec, place: &Place) -> Re
     fields.remove(&*spec.name).ok_or_else(|| place.malformed(format!("the input `{}` is missing", spec.name)))
 }
 
-fn refuse_rest(fields: &Map<String, Value>, signature: &Signature, place: &Place) -> Result<()> {
+fn refuse_rest(fields: &Map<String, Value>, form: &Form, place: &Place) -> Result<()> {
     match fields.keys().next() {
         None => Ok(()),
         Some(name) => {
-            let reason = format!("signature `{}` has no input `{name}`; it has {}", signature.name, names(signature));
+            let reason = format!("no input is named `{name}`; known: {}", names(form));
             Err(place.malformed(reason))
         }
     }
 }
 
-fn names(signature: &Signature) -> String {
-    let names: Vec<String> = signature.form.tensors.iter().map(|spec| format!("`{}`", spec.name)).collect();
+fn names(form: &Form) -> String {
+    let names: Vec<String> = form.tensors.iter().map(|spec| format!("`{}`", spec.name)).collect();
     names.join(", ")
 }
 
@@ -283,8 +301,9 @@ fn decode(text: &str, place: &Place) -> Result<Vec<u8>> {
 
 /// Where a value stands, written only for who asks.
 struct Place<'a> {
-    form: Form,
-    /// Of the row form: the instance.
+    /// The field of the request.
+    root: &'static str,
+    /// Of rows: which one.
     row: Option<usize>,
     /// The input, where values stand under their names.
     name: Option<&'a str>,
@@ -293,8 +312,8 @@ struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
-    fn new(form: Form, name: Option<&'a str>) -> Self {
-        Self { form, row: None, name, indices: Vec::new() }
+    fn new(root: &'static str, name: Option<&'a str>) -> Self {
+        Self { root, row: None, name, indices: Vec::new() }
     }
 
     fn malformed(&self, reason: String) -> Error {
@@ -304,10 +323,7 @@ impl<'a> Place<'a> {
 
 impl fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(match self.form {
-            Form::Rows => "instances",
-            Form::Columns => "inputs",
-        })?;
+        f.write_str(self.root)?;
         if let Some(row) = self.row {
             write!(f, "[{row}]")?;
         }
@@ -323,28 +339,35 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn signature(written: Written, inputs: &[(&'static str, Datatype, &[Option<usize>])]) -> Signature {
+    fn form(written: Written, inputs: &[(&'static str, Datatype, &[Option<usize>])]) -> Form {
         let spec = |(name, datatype, shape): &(&'static str, Datatype, &[Option<usize>])| TensorSpec {
             name: (*name).into(),
             datatype: *datatype,
             shape: shape.to_vec(),
             is_optional: *name == "mask",
         };
-        let form = crate::api::tensors::signature::Form { written, tensors: inputs.iter().map(spec).collect() };
-        Signature { name: "s".into(), task: crate::request::Task::Infer, form, outputs: Vec::new(), as_bytes: false }
+        Form { written, tensors: inputs.iter().map(spec).collect() }
     }
 
-    fn two() -> Signature {
-        signature(Written::Tensors, &[("flags", Datatype::Int64, &[None]), ("sizes", Datatype::Fp32, &[None, Some(2)])])
+    fn read_rows(rows: Value, form: &Form) -> Result<Given> {
+        super::read_rows("instances", rows, form)
     }
 
-    fn files() -> Signature {
-        signature(Written::Images, &[("image", Datatype::Bytes, &[None])])
+    fn read_columns(columns: Value, form: &Form) -> Result<Given> {
+        super::read_columns("inputs", columns, form)
     }
 
-    fn masked_ids() -> Signature {
+    fn two() -> Form {
+        form(Written::Tensors, &[("flags", Datatype::Int64, &[None]), ("sizes", Datatype::Fp32, &[None, Some(2)])])
+    }
+
+    fn files() -> Form {
+        form(Written::Images, &[("image", Datatype::Bytes, &[None])])
+    }
+
+    fn masked_ids() -> Form {
         let shape: &[Option<usize>] = &[None, None];
-        signature(Written::TokenIds, &[("input_ids", Datatype::Int64, shape), ("mask", Datatype::Int64, shape)])
+        form(Written::TokenIds, &[("input_ids", Datatype::Int64, shape), ("mask", Datatype::Int64, shape)])
     }
 
     #[test]
@@ -379,18 +402,22 @@ mod tests {
 
     #[test]
     fn every_fault_is_named_by_its_place() {
-        let ids = signature(Written::TokenIds, &[("input_ids", Datatype::Int64, &[None, None])]);
+        let ids = form(Written::TokenIds, &[("input_ids", Datatype::Int64, &[None, None])]);
         let refused = |given: Result<Given>| match given {
             Err(Error::Malformed { field, reason }) => format!("{field}: {reason}"),
             other => panic!("{other:?}"),
         };
-        for (rows, signature, says) in [
+        for (rows, form, says) in [
             (json!("w1"), &ids, "instances: expected a list of instances, got a text"),
             (json!([[1, 2], [3]]), &ids, "instances[1]: expected 2 values, as the rows before have, got 1"),
             (json!([{"input_ids": [1]}, {"input_ids": []}]), &ids, "instances[1].input_ids: expected 1 values"),
             (json!([[1], {"input_ids": [1]}]), &ids, "instances[1]: expected a whole number, as the first instance is"),
             (json!([{"input_ids": [1]}, [1]]), &ids, "instances[1]: expected an object, as the first instance is, got"),
-            (json!([{"input_ids": [1], "more": 2}]), &ids, "instances[0]: signature `s` has no input `more`"),
+            (
+                json!([{"input_ids": [1], "more": 2}]),
+                &ids,
+                "instances[0]: no input is named `more`; known: `input_ids`",
+            ),
             (json!([[1, 2.5]]), &ids, "instances[0][1]: expected a whole number of 64 bits, got 2.5"),
             (json!([[1, [2]]]), &ids, "instances[0][1]: expected a whole number, got a list"),
             (json!([7]), &ids, "instances[0]: expected a list of a whole number, got a number"),
@@ -403,24 +430,24 @@ mod tests {
             (json!([{"flags": 1.5, "sizes": [1, 1]}]), &two(), "instances[0].flags: expected a whole number, got 1.5"),
             (json!([{"flags": 16777217, "sizes": [1, 1]}]), &two(), "instances[0].flags: got 16777217: models"),
         ] {
-            let got = refused(read_rows(rows, signature));
+            let got = refused(read_rows(rows, form));
             assert!(got.contains(says), "`{got}` does not say `{says}`");
         }
-        for (columns, signature, says) in [
+        for (columns, form, says) in [
             (json!({"input_ids": [[1, 2], [3]]}), &ids, "inputs.input_ids[1]: expected 2 values"),
             (json!([[1, 2], 3]), &ids, "inputs[1]: expected a list"),
             (json!({"ids": [[1]]}), &ids, "inputs: the input `input_ids` is missing"),
             (json!([[1, 2]]), &two(), "inputs: expected an object of"),
         ] {
-            let got = refused(read_columns(columns, signature));
+            let got = refused(read_columns(columns, form));
             assert!(got.contains(says), "`{got}` does not say `{says}`");
         }
     }
 
     #[test]
     fn rows_are_named_as_the_client_wrote_them() {
-        let ids = signature(Written::TokenIds, &[("input_ids", Datatype::Int64, &[None, None])]);
-        let name = |given: Result<Given>| given.unwrap().row_name(&ids.form.tensors[0], 1);
+        let ids = form(Written::TokenIds, &[("input_ids", Datatype::Int64, &[None, None])]);
+        let name = |given: Result<Given>| given.unwrap().row_name(&ids.tensors[0], 1);
         assert_eq!(name(read_rows(json!([[1], [2]]), &ids)), "instances[1]");
         assert_eq!(name(read_rows(json!([{"input_ids": [1]}, {"input_ids": [2]}]), &ids)), "instances[1].input_ids");
         assert_eq!(name(read_columns(json!([[1], [2]]), &ids)), "inputs[1]");
