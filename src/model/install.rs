@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 
 use super::hub::{Chosen, choose};
 use super::labels::HeadConfig;
-use super::manifest::{MANIFEST_FILE, Manifest, ModelSpec, Provenance, TASKS, TASKS_OF_FILES, VersionEntry, is_inside};
+use super::manifest::{MANIFEST_FILE, Manifest, ModelSpec, Provenance, TASKS, VersionEntry, is_inside};
 use super::prove::prove;
 use super::repository::{Repository, sha256_file};
 use super::sentence::SentenceConfig;
 use crate::{Error, Result};
+
+/// The tasks of models that come as a folder of files: all but a tensor model's, which has its layers in the manifest.
+pub const TASKS_OF_FILES: [&str; 6] = ["embed", "classify", "rerank", "token_classify", "sparse", "fill_mask"];
 
 /// A model that lies in the repository now.
 #[derive(Debug, Clone, PartialEq, Eq)]

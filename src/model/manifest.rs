@@ -54,9 +54,6 @@ pub const MANIFEST_FILE: &str = "manifest.toml";
 /// The tasks this server has heads for.
 pub const TASKS: [&str; 7] = ["embed", "classify", "rerank", "token_classify", "sparse", "fill_mask", "infer"];
 
-/// Those of models that come as a folder of files: all but a tensor model's, which has its layers in the manifest.
-pub const TASKS_OF_FILES: [&str; 6] = ["embed", "classify", "rerank", "token_classify", "sparse", "fill_mask"];
-
 /// One version of one model, as the repository found it: the manifest's words where it has any.
 /// `None` means the model's own files say it (`config.json`, `modules.json`, `1_Pooling/config.json`,
 /// `sentence_bert_config.json`, or the GGUF metadata).
