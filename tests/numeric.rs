@@ -13,6 +13,7 @@ use common::fake;
 use common::http::{self, Answer, LONG, server_of_model_with};
 use common::process::{Client, Server};
 use eremois::api;
+use eremois::inference::warm::{Range, Warmed, warm};
 use eremois::jobs::inference::Inference;
 use eremois::jobs::runner::{Handler, Options, Runner};
 use eremois::store::cache::Cache;
@@ -53,8 +54,7 @@ async fn outputs_are_answered_and_found_by_name() {
     for field in ["id", "output", "usage", "timings", "model", "user", "metadata", "parameters", "task"] {
         assert_eq!(found[field], made[field], "{field}");
     }
-    let row = |values: [f64; 3]| json!({ "values": values });
-    assert_eq!(found["inputs"], json!([row([0.1, 2.0, 5.0]), row([-3.0, 4.5, 6.0])]));
+    assert_eq!(found["inputs"], json!([{"x": [0.1, 2.0], "n": 5}, {"x": [-3.0, 4.5], "n": 6}]));
     let listed = ok(&server.get(&format!("{PATH}?user=u&metadata.k=v&include=output")).await);
     assert_eq!((&listed["data"][0]["output"], listed["data"].as_array().unwrap().len()), (&expected, 1));
     assert!(ok(&server.get(PATH).await)["data"][0].get("output").is_none());
@@ -126,6 +126,22 @@ async fn a_key_replays_tensors_and_later_is_as_at_once() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     };
     assert_eq!((&found["status"], &found["output"]), (&json!("succeeded"), &first["output"]));
+    assert_eq!(found["inputs"], json!([{"x": [1.0, 2.0], "n": 3}]));
+}
+
+#[tokio::test]
+async fn a_cache_is_filled_from_kept_tensors() {
+    let (first, second) = (tensors().await, tensors().await);
+    let body = json!({"input": {"x": [[0.1, 2], [-3, 4.5]], "n": [5, 6]}});
+    let made = ok(&first.post(PATH, body.clone()).await);
+    let range = Range { limit: 10, from: None };
+    let known = second.inferences.known();
+    let warmed = warm(&known, first.store.as_ref(), second.inferences.as_ref(), range, &|_| {}).await.unwrap();
+    assert_eq!(warmed, Warmed { num_records: 1, num_items: 2, ..Warmed::default() });
+    let before = second.controls.num_seqs();
+    let found = second.post(PATH, body).await;
+    assert_eq!((found.header("x-cache"), second.controls.num_seqs()), ("hit", before));
+    assert_eq!(ok(&found)["output"], made["output"]);
 }
 
 #[tokio::test]

@@ -178,6 +178,10 @@ impl Keeper {
         let hash = submission.idempotency_key.as_ref().map(|_| request_hash(submission, when));
         // Who computes it later, and with what, is not known yet.
         let mut facts = facts(submission, None, Status::Queued, self.settings.input);
+        // But what its inputs are called is.
+        let info = self.inferences.model(submission.request.model.as_deref());
+        let tensors = info.as_ref().map_or(&[][..], |info| &info.signature.inputs);
+        facts.input = stored_input(&submission.request.inputs, self.settings.input, tensors);
         facts.callback = callback;
         facts.idempotency_key = submission.idempotency_key.clone();
         facts.request_hash = hash.clone();
@@ -285,7 +289,7 @@ fn facts(submission: &Submission, info: Option<&ModelInfo>, status: Status, kept
         user: submission.user.clone(),
         metadata: submission.metadata.clone(),
         parameters: submission.parameters.clone(),
-        input: stored_input(&submission.request.inputs, kept),
+        input: stored_input(&submission.request.inputs, kept, info.map_or(&[], |info| &info.signature.inputs)),
         usage: StoredUsage { num_inputs: submission.request.inputs.len() as u64, ..StoredUsage::default() },
         timings: Timings::default(),
         output_norms: None,

@@ -2,10 +2,12 @@
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use serde_json::{Value, json};
 
 use super::keep::KeptInput;
 use super::outcome::number;
 use crate::model::DEFAULT_TOP_K;
+use crate::model::signature::TensorSpec;
 use crate::request::{Input, Task, TaskParams, Truncation, TruncationDirection};
 use crate::store::record::StoredInput;
 
@@ -25,7 +27,54 @@ pub fn input_value(inputs: &[Input]) -> serde_json::Value {
     serde_json::Value::Array(inputs.iter().map(value).collect())
 }
 
-/// The way back from [`input_value`]. What is none of these stands for nothing.
+/// As [`input_value`], with rows of tensors by their names: `{"tensors": [{"name": "x", "data": [1, 2]}]}`, in the model's
+/// order. Rows that these tensors do not make up stay as they are.
+fn named_value(inputs: &[Input], tensors: &[TensorSpec]) -> Value {
+    let num_values: usize = tensors.iter().map(TensorSpec::num_values).sum();
+    let mut value = input_value(inputs);
+    let elements = value.as_array_mut().into_iter().flatten();
+    for (element, input) in elements.zip(inputs) {
+        let Input::Values(values) = input else { continue };
+        if values.len() == num_values && !tensors.is_empty() {
+            let mut values = values.iter().copied();
+            let named = |spec: &TensorSpec| json!({"name": spec.name, "data": nested(&mut values, &spec.shape, spec)});
+            *element = json!({"tensors": tensors.iter().map(named).collect::<Vec<_>>()});
+        }
+    }
+    value
+}
+
+/// The next values as lists in lists, by their shape.
+fn nested(values: &mut impl Iterator<Item = f32>, shape: &[usize], spec: &TensorSpec) -> Value {
+    match shape {
+        [] if spec.dtype.is_integer() => values.next().map_or(Value::Null, |value| (value as i64).into()),
+        [] => values.next().map_or(Value::Null, number),
+        [len, inner @ ..] => (0..*len).map(|_| nested(values, inner, spec)).collect(),
+    }
+}
+
+/// Inputs of a record as clients are shown them: rows of tensors as objects.
+pub fn shown(inputs: &Value) -> Value {
+    let of = |input: &Value| {
+        let tensors = input.get("tensors").and_then(Value::as_array)?;
+        let named = |tensor: &Value| Some((tensor["name"].as_str()?.to_string(), tensor["data"].clone()));
+        tensors.iter().map(named).collect::<Option<serde_json::Map<_, _>>>().map(Value::Object)
+    };
+    match inputs {
+        Value::Array(inputs) => inputs.iter().map(|input| of(input).unwrap_or_else(|| input.clone())).collect(),
+        other => other.clone(),
+    }
+}
+
+/// The numbers of a value, however they are nested. Returns whether there was nothing else.
+fn flatten(value: &Value, numbers: &mut Vec<f32>) -> bool {
+    match value {
+        Value::Array(items) => items.iter().all(|item| flatten(item, numbers)),
+        value => value.as_f64().map(|number| numbers.push(number as f32)).is_some(),
+    }
+}
+
+/// The way back from [`input_value`], and from the input of a record. What is none of these stands for nothing.
 pub fn inputs_of(value: &serde_json::Value) -> Vec<Input> {
     let input = |value: &serde_json::Value| match value {
         serde_json::Value::String(text) => Some(Input::Text(text.clone())),
@@ -36,6 +85,12 @@ pub fn inputs_of(value: &serde_json::Value) -> Vec<Input> {
             Some(Input::Pair(first.clone(), second.clone()))
         }
         serde_json::Value::Array(_) => ids_of(value).map(Input::TokenIds),
+        serde_json::Value::Object(fields) if fields.contains_key("tensors") => {
+            let mut values = Vec::new();
+            let tensors = fields["tensors"].as_array()?;
+            let is_whole = tensors.iter().all(|tensor| flatten(&tensor["data"], &mut values));
+            is_whole.then(|| Input::Values(values.into()))
+        }
         serde_json::Value::Object(fields) => match (fields.get("image"), fields.get("values"), fields.get("token_ids"))
         {
             (Some(serde_json::Value::String(file)), ..) => {
@@ -56,10 +111,10 @@ pub fn inputs_of(value: &serde_json::Value) -> Vec<Input> {
     value.as_array().map(|values| values.iter().filter_map(input).collect()).unwrap_or_default()
 }
 
-/// What is kept of inputs.
-pub fn stored_input(inputs: &[Input], kept: KeptInput) -> StoredInput {
+/// What is kept of inputs; `tensors` are the inputs of a tensor model.
+pub fn stored_input(inputs: &[Input], kept: KeptInput, tensors: &[TensorSpec]) -> StoredInput {
     match kept {
-        KeptInput::Full => StoredInput::Full(input_value(inputs)),
+        KeptInput::Full => StoredInput::Full(named_value(inputs, tensors)),
         KeptInput::Hash => {
             StoredInput::Hash(blake3::hash(input_value(inputs).to_string().as_bytes()).to_hex().to_string())
         }
@@ -144,6 +199,7 @@ pub fn params_of(parameters: &serde_json::Value) -> TaskParams {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::signature::Datatype;
 
     #[test]
     fn inputs_come_back_as_they_were_kept() {
@@ -159,9 +215,35 @@ mod tests {
         assert_eq!(inputs_of(&input_value(&inputs)), inputs);
         let uneven = serde_json::json!([{"token_ids": [1, 2], "token_type_ids": [1]}, {"token_ids": [1]}]);
         assert_eq!(inputs_of(&uneven), []);
-        assert!(matches!(stored_input(&inputs, KeptInput::Hash), StoredInput::Hash(hash) if hash.len() == 64));
-        assert_ne!(stored_input(&inputs, KeptInput::Hash), stored_input(&inputs[..1], KeptInput::Hash));
-        assert_eq!(stored_input(&inputs, KeptInput::None), StoredInput::None);
+        assert!(matches!(stored_input(&inputs, KeptInput::Hash, &[]), StoredInput::Hash(hash) if hash.len() == 64));
+        assert_ne!(stored_input(&inputs, KeptInput::Hash, &[]), stored_input(&inputs[..1], KeptInput::Hash, &[]));
+        assert_eq!(stored_input(&inputs, KeptInput::None, &[]), StoredInput::None);
+    }
+
+    #[test]
+    fn rows_of_tensors_are_kept_by_name_and_come_back_bit_by_bit() {
+        let spec = |name: &str, dtype, shape: &[usize]| TensorSpec { name: name.into(), dtype, shape: shape.to_vec() };
+        // Not in the order of the alphabet, which objects are in.
+        let tensors = [spec("x", Datatype::F32, &[2, 1]), spec("n", Datatype::I64, &[])];
+        let inputs: Vec<Input> =
+            [[0.1, -0.0, 7.0], [1e-45, f32::MAX, -16777216.0]].map(|row: [f32; 3]| Input::Values(row.into())).to_vec();
+        let StoredInput::Full(kept) = stored_input(&inputs, KeptInput::Full, &tensors) else { panic!("all of it") };
+        let bits = |inputs: &[Input]| -> Vec<Vec<u32>> {
+            let values = |input: &Input| match input {
+                Input::Values(values) => values.iter().map(|value| value.to_bits()).collect(),
+                other => panic!("{other:?}"),
+            };
+            inputs.iter().map(values).collect()
+        };
+        // Through text, as stores have it.
+        let kept: Value = serde_json::from_str(&kept.to_string()).unwrap();
+        assert_eq!(bits(&inputs_of(&kept)), bits(&inputs));
+        assert_eq!(shown(&kept)[0], json!({"x": [[0.1], [-0.0]], "n": 7}));
+        // Rows of another model, and other inputs, are shown and kept as ever.
+        let others = vec![Input::Values([1.0].into()), Input::Text("tensors".into())];
+        assert_eq!(named_value(&others, &tensors), input_value(&others));
+        assert_eq!(shown(&input_value(&others)), input_value(&others));
+        assert_eq!(inputs_of(&json!([{"tensors": [{"name": "x", "data": ["a"]}]}])), vec![]);
     }
 
     #[test]

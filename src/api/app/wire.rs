@@ -9,6 +9,7 @@ use super::super::tensors::Datatype;
 use super::super::tensors::outputs::{OutputTensor, Values, cut};
 use super::super::tensors::written::{Column, push_named};
 use super::super::write;
+use crate::inference::stored_form::shown;
 use crate::store::record::{Record, StoredInput, StoredOutput, StoredTensor, StoredTensors};
 use crate::{Error, Result};
 
@@ -36,7 +37,7 @@ pub struct Inference {
     user: Option<String>,
     metadata: std::collections::BTreeMap<String, String>,
     parameters: serde_json::Value,
-    /// A list; absent where `database.store_input` keeps none, and from answers that come with the result.
+    /// A list, of a tensor model's inputs as objects; absent where `database.store_input` keeps none, and from answers that come with the result.
     inputs: Option<Vec<serde_json::Value>>,
     /// BLAKE3 of the inputs where `database.store_input` is `hash`.
     inputs_hash: Option<String>,
@@ -215,7 +216,7 @@ fn facts(record: &Record, parts: Parts) -> serde_json::Value {
     });
     if parts.inputs {
         match &facts.input {
-            StoredInput::Full(inputs) => object["inputs"] = inputs.clone(),
+            StoredInput::Full(inputs) => object["inputs"] = shown(inputs),
             StoredInput::Hash(hash) => object["inputs_hash"] = json!(hash),
             StoredInput::None => {}
         }

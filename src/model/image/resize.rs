@@ -74,7 +74,14 @@ impl Resize {
     }
 }
 
+/// Rows first and then columns, as Pillow does it: between the two, values are cut off at black and white, so that at sharp
+/// edges the order shows by several levels. The library on its own begins with the columns.
 fn resized(rgb: Rgb, to: Sides, filter: Filter) -> Result<Rgb> {
+    let across = Sides { height: rgb.height, width: to.width };
+    resized_at_once(resized_at_once(rgb, across, filter)?, to, filter)
+}
+
+fn resized_at_once(rgb: Rgb, to: Sides, filter: Filter) -> Result<Rgb> {
     if (rgb.height, rgb.width) == (to.height, to.width) {
         return Ok(rgb);
     }
