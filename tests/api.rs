@@ -10,7 +10,7 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use common::http::{self, Answer, Server, plain};
+use common::http::{self, Answer, Server, ok, plain};
 use eremois::api::ApiSettings;
 use eremois::api::internal::{Background, Internal};
 use eremois::api::status::{Envelope, Fault};
@@ -41,13 +41,6 @@ fn refused(answer: &Answer, status: u16, says: &str) -> Value {
     };
     assert!(message.contains(says), "`{message}` does not say `{says}`");
     body
-}
-
-#[track_caller]
-fn ok(answer: &Answer) -> Value {
-    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
-    assert_eq!(answer.header("content-type"), "application/json");
-    answer.json()
 }
 
 // ---- OpenAI ------------------------------------------------------------------------------------------

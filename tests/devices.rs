@@ -8,35 +8,23 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use common::engine::{LONG, answer, ask, request_of, settings};
 use common::fake::{self, Controls};
 use eremois::model::pack::PackedInput;
 use eremois::model::{Backend, InFlight, Rows};
-use eremois::output::Output;
-use eremois::request::{Input, Priority, Request, TaskParams};
+use eremois::request::{Input, Priority, Request};
 use eremois::serve::policy::BatchLimits;
 use eremois::serve::{Engine, Health, Settings};
 use eremois::{Error, Result};
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use tokio::task::JoinHandle;
 
 const MAX_SEQ_LEN: usize = 64;
-/// Longer than anything here takes: a test that waits for it has failed.
-const LONG: Duration = Duration::from_secs(30);
 const DEVICES: [&str; 3] = ["cuda:0", "cuda:1", "cuda:2"];
 
 fn limits() -> BatchLimits {
     BatchLimits { max_batch_size: 8, max_batch_tokens: 256, max_queue_delay: Duration::ZERO, max_queue_size: 500 }
-}
-
-fn settings() -> Settings {
-    Settings {
-        heartbeat_interval: Duration::from_secs(3600),
-        retry_interval: Duration::from_millis(5),
-        device_timeout: LONG,
-        num_encoders: 2,
-    }
 }
 
 /// An engine with one model on as many devices, all ready, that have learned what a batch takes on each.
@@ -77,25 +65,7 @@ fn is_down(health: &Health) -> bool {
 }
 
 fn ids(inputs: &[u32]) -> Request {
-    Request {
-        model: None,
-        inputs: inputs.iter().map(|&id| Input::TokenIds(vec![id])).collect(),
-        params: TaskParams::default(),
-        deadline: Instant::now() + LONG,
-        priority: Priority::Interactive,
-    }
-}
-
-/// Puts a request into the queue and returns its answer to come. On a runtime of one thread it is there by then.
-async fn ask(engine: &Arc<Engine>, request: Request) -> JoinHandle<Result<Output>> {
-    let engine = engine.clone();
-    let asked = tokio::spawn(async move { engine.infer(request).await });
-    tokio::task::yield_now().await;
-    asked
-}
-
-async fn answer(asked: JoinHandle<Result<Output>>) -> Result<Output> {
-    tokio::time::timeout(LONG, asked).await.expect("no answer").unwrap()
+    request_of(inputs.iter().map(|&id| Input::TokenIds(vec![id])).collect())
 }
 
 /// What each device launched while `asked` was answered, all of them held until everything was in the queue.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use common::engine::{self, answer, ask, request_of, wait_for as becomes};
 use common::fake::{self, Controls};
 use common::process::{Answer, Client, LONG, embeddings, free_address, wait_for};
 use eremois::app::{self, Models, Parts, logs};
@@ -15,7 +16,7 @@ use eremois::config::Sources;
 use eremois::model::pack::PackedInput;
 use eremois::model::{Backend, InFlight, Rows};
 use eremois::output::Output;
-use eremois::request::{Input, Priority, Request, TaskParams};
+use eremois::request::{Input, Request};
 use eremois::serve::control::Fixed;
 use eremois::serve::policy::BatchLimits;
 use eremois::serve::{Engine, Health, Settings};
@@ -30,13 +31,9 @@ fn limits() -> BatchLimits {
     BatchLimits { max_batch_size: 100, max_batch_tokens: 256, max_queue_delay: Duration::ZERO, max_queue_size: 1000 }
 }
 
+/// No device counts as hung because a machine is slow.
 fn settings() -> Settings {
-    Settings {
-        heartbeat_interval: Duration::from_secs(3600),
-        retry_interval: Duration::from_millis(5),
-        device_timeout: Duration::from_secs(3600),
-        num_encoders: 1,
-    }
+    Settings { device_timeout: Duration::from_secs(3600), num_encoders: 1, ..engine::settings() }
 }
 
 /// An engine with one ready model, and nothing counted yet.
@@ -47,14 +44,6 @@ async fn engine(settings: Settings) -> (Arc<Engine>, Arc<Controls>) {
     becomes(&engine, |health| *health == Health::Ready).await;
     controls.batch_sizes.lock().clear();
     (engine, controls)
-}
-
-async fn becomes(engine: &Engine, wanted: impl Fn(&Health) -> bool) {
-    let end = Instant::now() + LONG;
-    while !engine.health().iter().all(|(_, health)| wanted(health)) {
-        assert!(Instant::now() < end, "{:?}", engine.health());
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
 }
 
 /// The last answer may be there a moment before the worker has looked back.
@@ -68,25 +57,7 @@ async fn limit_becomes(engine: &Engine, max_batch_tokens: usize) {
 
 /// A request of inputs of these lengths, all of the id `id`.
 fn ids(id: u32, lens: &[usize]) -> Request {
-    Request {
-        model: None,
-        inputs: lens.iter().map(|&len| Input::TokenIds(vec![id; len])).collect(),
-        params: TaskParams::default(),
-        deadline: Instant::now() + LONG,
-        priority: Priority::Interactive,
-    }
-}
-
-/// Puts a request into the queue and returns its answer to come.
-async fn ask(engine: &Arc<Engine>, request: Request) -> JoinHandle<Result<Output>> {
-    let engine = engine.clone();
-    let asked = tokio::spawn(async move { engine.infer(request).await });
-    tokio::task::yield_now().await;
-    asked
-}
-
-async fn answer(asked: JoinHandle<Result<Output>>) -> Result<Output> {
-    tokio::time::timeout(LONG, asked).await.expect("no answer").unwrap()
+    request_of(lens.iter().map(|&len| Input::TokenIds(vec![id; len])).collect())
 }
 
 // ---- memory --------------------------------------------------------------------------------------------------------

@@ -7,18 +7,11 @@ use std::io::{Read, Write};
 use axum::http::StatusCode;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use common::http::{self, Answer, Server, plain};
+use common::http::{self, Answer, Server, ok, plain};
 use eremois::api::ApiSettings;
 use eremois::inference::keep::Scope;
 use eremois::serve::policy::BatchLimits;
 use serde_json::{Value, json};
-
-#[track_caller]
-fn ok(answer: &Answer) -> Value {
-    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
-    assert_eq!(answer.header("content-type"), "application/json");
-    answer.json()
-}
 
 #[track_caller]
 fn says(answer: &Answer, status: u16, message: &str) -> Value {

@@ -8,19 +8,11 @@ use axum::body::Body;
 use axum::http::Request;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use candle_core::Device;
-use common::http::{Answer, Server, plain, server_of_model};
-use eremois::model::load::load;
-use eremois::model::manifest::ModelSpec;
+use common::http::{Answer, Server, ok, plain, refused, server_of_fixture};
 use serde_json::{Value, json};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/vision")
-}
-
-async fn server(name: &str, task: &str) -> Server {
-    let spec = ModelSpec { task: task.into(), ..ModelSpec::bare("m", fixtures().join(name)) };
-    server_of_model(load(&spec, &Device::Cpu).unwrap()).await
 }
 
 fn file(image: &str) -> Vec<u8> {
@@ -41,25 +33,13 @@ async fn post_file(server: &Server, file: Vec<u8>, media: Option<&str>) -> Answe
     server.send(request.body(Body::from(file)).unwrap()).await
 }
 
-#[track_caller]
-fn ok(answer: &Answer) -> Value {
-    assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
-    answer.json()
-}
-
-#[track_caller]
-fn refused(answer: &Answer, status: u16, says: &str) {
-    assert_eq!(answer.status.as_u16(), status, "{}", answer.text());
-    assert!(answer.text().contains(says), "{} does not say `{says}`", answer.text());
-}
-
 fn row(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
 }
 
 #[tokio::test]
 async fn every_form_of_a_file_has_the_same_embedding() {
-    let server = server("vit", "embed").await;
+    let server = server_of_fixture("vision/vit", "embed").await;
     let data = base64("photo.png");
     let openai = ok(&server.post("/v1/embeddings", json!({"model": "m", "input": [{"image": data}]})).await);
     let expected = row(&openai["data"][0]["embedding"]);
@@ -78,7 +58,7 @@ async fn every_form_of_a_file_has_the_same_embedding() {
 
 #[tokio::test]
 async fn texts_and_images_of_clip_come_in_one_request() {
-    let server = server("clip", "embed").await;
+    let server = server_of_fixture("vision/clip", "embed").await;
     let input = json!([{"text": "a red bird"}, {"image": base64("photo.jpg")}, "a blue sea"]);
     let together = ok(&server.post("/v1/embeddings", json!({"model": "m", "input": input})).await);
     for (i, input) in input.as_array().unwrap().iter().enumerate() {
@@ -90,7 +70,7 @@ async fn texts_and_images_of_clip_come_in_one_request() {
 
 #[tokio::test]
 async fn content_of_cohere_is_a_text_or_an_image_and_each_is_billed_as_such() {
-    let server = server("clip", "embed").await;
+    let server = server_of_fixture("vision/clip", "embed").await;
     let url = format!("data:image/jpeg;base64,{}", base64("photo.jpg"));
     let text = |text: &str| json!({"content": [{"type": "text", "text": text}]});
     let image = json!({"content": [{"type": "image_url", "image_url": {"url": url}}]});
@@ -120,7 +100,7 @@ async fn content_of_cohere_is_a_text_or_an_image_and_each_is_billed_as_such() {
 
 #[tokio::test]
 async fn what_is_no_image_is_the_clients_fault() {
-    let server = server("vit", "embed").await;
+    let server = server_of_fixture("vision/vit", "embed").await;
     let ask = async |input: Value| server.post("/v1/embeddings", json!({"model": "m", "input": input})).await;
     refused(&ask(json!("a text")).await, 422, "a text");
     refused(&ask(json!([7, 8])).await, 422, "token ids");
@@ -135,7 +115,7 @@ async fn what_is_no_image_is_the_clients_fault() {
 
 #[tokio::test]
 async fn the_bare_file_is_classified_as_huggingface_clients_send_it() {
-    let server = server("vit-flowers", "classify").await;
+    let server = server_of_fixture("vision/vit-flowers", "classify").await;
     let mut answers = Vec::new();
     for image in ["photo.png", "photo.webp"] {
         for media in [Some("image/png"), None] {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Device, safetensors};
 use common::fake;
-use common::http::{self, Answer, LONG, server_of_model_with};
+use common::http::{self, LONG, ok, server_of_model_with};
 use common::process::{Client, Server};
 use eremois::api;
 use eremois::inference::warm::{Range, Warmed, warm};
@@ -29,12 +29,6 @@ const PATH: &str = "/api/v1/inferences";
 async fn tensors() -> http::Server {
     let cache: Arc<dyn Cache> = Arc::new(Layers::new(LocalCache::new(16 << 20), None));
     server_of_model_with(fake::tensor_model("m"), Some((cache, Duration::from_secs(600)))).await
-}
-
-#[track_caller]
-fn ok(answer: &Answer) -> Value {
-    assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
-    answer.json()
 }
 
 #[tokio::test]

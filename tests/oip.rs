@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
-use common::http::{self, Answer, Server, plain};
+use common::http::{self, Answer, Server, ok, plain, refused_plainly as refused};
 use eremois::inference::keep::Scope;
 use eremois::serve::Health;
 use serde_json::{Value, json};
@@ -21,23 +21,6 @@ const W3: [f32; 8] = [3.0, 1.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0];
 /// Both, one after the other.
 fn both() -> Vec<f32> {
     [W12, W3].concat()
-}
-
-#[track_caller]
-fn ok(answer: &Answer) -> Value {
-    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
-    assert_eq!(answer.header("content-type"), "application/json");
-    answer.json()
-}
-
-/// Asserts a status and the protocol's envelope, `{error}` and nothing else.
-#[track_caller]
-fn refused(answer: &Answer, status: u16, says: &str) {
-    assert_eq!(answer.status.as_u16(), status, "{}", answer.text());
-    let body = answer.json();
-    assert_eq!(body.as_object().unwrap().len(), 1, "{body}");
-    let message = body["error"].as_str().unwrap();
-    assert!(message.contains(says), "`{message}` does not say `{says}`");
 }
 
 fn text(texts: &[&str]) -> Value {

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use common::engine::{LONG, answer, ask, request_of, settings, wait_for};
 use common::fake::{self, Controls};
 use eremois::model::pack::PackedInput;
 use eremois::model::{Backend, InFlight, Rows};
@@ -25,20 +26,9 @@ use rand::{Rng, SeedableRng};
 use tokio::task::JoinHandle;
 
 const MAX_SEQ_LEN: usize = 64;
-/// Longer than anything here takes: a test that waits for it has failed.
-const LONG: Duration = Duration::from_secs(30);
 
 fn limits() -> BatchLimits {
     BatchLimits { max_batch_size: 8, max_batch_tokens: 256, max_queue_delay: Duration::ZERO, max_queue_size: 100 }
-}
-
-fn settings() -> Settings {
-    Settings {
-        heartbeat_interval: Duration::from_secs(3600),
-        retry_interval: Duration::from_millis(5),
-        device_timeout: LONG,
-        num_encoders: 2,
-    }
 }
 
 /// An engine with one ready model `fake`.
@@ -51,22 +41,8 @@ async fn engine(limits: BatchLimits) -> (Arc<Engine>, Arc<Controls>) {
     (engine, controls)
 }
 
-async fn wait_for(engine: &Engine, wanted: impl Fn(&Health) -> bool) {
-    let end = Instant::now() + LONG;
-    while !engine.health().iter().all(|(_, health)| wanted(health)) {
-        assert!(Instant::now() < end, "{:?}", engine.health());
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-}
-
 fn request(texts: &[&str]) -> Request {
-    Request {
-        model: None,
-        inputs: texts.iter().map(|t| Input::Text(t.to_string())).collect(),
-        params: TaskParams::default(),
-        deadline: Instant::now() + LONG,
-        priority: Priority::Interactive,
-    }
+    request_of(texts.iter().map(|t| Input::Text(t.to_string())).collect())
 }
 
 /// The first value of each row: the sum of the ids.
@@ -178,14 +154,6 @@ fn ids(inputs: &[u32]) -> Request {
     Request { inputs: inputs.iter().map(|&id| Input::TokenIds(vec![id])).collect(), ..request(&[]) }
 }
 
-/// Puts a request into the queue and returns its answer to come.
-async fn ask(engine: &Arc<Engine>, request: Request) -> JoinHandle<Result<Output>> {
-    let engine = engine.clone();
-    let asked = tokio::spawn(async move { engine.infer(request).await });
-    tokio::task::yield_now().await;
-    asked
-}
-
 /// Puts request after request of one input into the queue, the first of which is on the device by then.
 async fn ask_behind_a_busy_device(
     engine: &Arc<Engine>,
@@ -197,10 +165,6 @@ async fn ask_behind_a_busy_device(
         asked.push(ask(engine, ids(&[id])).await);
     }
     asked
-}
-
-async fn answer(asked: JoinHandle<Result<Output>>) -> Result<Output> {
-    tokio::time::timeout(LONG, asked).await.expect("no answer").unwrap()
 }
 
 #[tokio::test]

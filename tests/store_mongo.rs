@@ -15,9 +15,7 @@ use std::time::{Duration, Instant};
 use eremois::store::mongo::{MongoSettings, MongoStore};
 use eremois::store::numbers::{Dimension, QualityQuery, UsageQuery};
 use eremois::store::query::Query;
-use eremois::store::record::{
-    Facts, InferenceId, Record, Status, StoredInput, StoredOutput, StoredUsage, Timings, now,
-};
+use eremois::store::record::{Facts, InferenceId, Record, Status, StoredInput, StoredOutput, now};
 use eremois::store::{Inserted, Records};
 use eremois::{Error, Result};
 use futures::TryStreamExt;
@@ -62,25 +60,11 @@ async fn raw(url: &str) -> Database {
 fn record(row_lens: &[usize]) -> Record {
     let row = |len: usize| (0..len).map(|i| (i as f32).sin()).collect();
     let facts = Facts {
-        status: Status::Succeeded,
-        model: "m".into(),
-        version: "1".into(),
-        fingerprint: None,
-        task: "embed".into(),
         completed_at: Some(now()),
-        source: "application".into(),
         user: Some("u".into()),
         metadata: BTreeMap::from([("k".to_string(), "v".to_string())]),
-        parameters: serde_json::Value::Null,
         input: StoredInput::Full(serde_json::json!(["a text"])),
-        usage: StoredUsage::default(),
-        timings: Timings::default(),
-        output_norms: None,
-        error: None,
-        idempotency_key: None,
-        request_hash: None,
-        callback: None,
-        feedback: Vec::new(),
+        ..Facts::new(Status::Succeeded, "m", "1", "embed", "application")
     };
     let rows = row_lens.iter().map(|len| row(*len)).collect();
     Record { id: InferenceId::new(), facts, output: Some(StoredOutput::Embeddings(Arc::new(rows))) }

@@ -6,28 +6,10 @@ mod common;
 use std::path::Path;
 
 use candle_core::Device;
-use common::http::{Answer, Server, plain, server_of_model};
+use common::http::{ok, plain, refused, server_of_fixture, server_of_model};
 use eremois::model::load::load;
 use eremois::model::manifest::ModelSpec;
 use serde_json::{Value, json};
-
-async fn server(name: &str, task: &str) -> Server {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/heads").join(name);
-    let spec = ModelSpec { task: task.into(), ..ModelSpec::bare("m", dir) };
-    server_of_model(load(&spec, &Device::Cpu).unwrap()).await
-}
-
-#[track_caller]
-fn ok(answer: &Answer) -> Value {
-    assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
-    answer.json()
-}
-
-#[track_caller]
-fn refused(answer: &Answer, status: u16, says: &str) {
-    assert_eq!(answer.status.as_u16(), status, "{}", answer.text());
-    assert!(answer.text().contains(says), "{} does not say `{says}`", answer.text());
-}
 
 fn score(value: &Value) -> f64 {
     value["score"].as_f64().unwrap_or_else(|| panic!("{value}"))
@@ -35,7 +17,7 @@ fn score(value: &Value) -> f64 {
 
 #[tokio::test]
 async fn predict_takes_texts_and_pairs_alone_and_in_lists() {
-    let server = server("bert-nli", "classify").await;
+    let server = server_of_fixture("heads/bert-nli", "classify").await;
     let one = ok(&server.post("/predict", json!({"inputs": "the tide"})).await);
     assert_eq!(one.as_array().unwrap().len(), 3);
     assert!((one.as_array().unwrap().iter().map(score).sum::<f64>() - 1.0).abs() < 1e-5, "{one}");
@@ -57,14 +39,14 @@ async fn predict_takes_texts_and_pairs_alone_and_in_lists() {
 
 #[tokio::test]
 async fn labels_that_do_not_exclude_each_other_stand_for_themselves() {
-    let server = server("distilbert-multi-label", "classify").await;
+    let server = server_of_fixture("heads/distilbert-multi-label", "classify").await;
     let scores = ok(&server.post("/predict", json!({"inputs": "fog"})).await);
     assert!((scores.as_array().unwrap().iter().map(score).sum::<f64>() - 1.0).abs() > 1e-3, "{scores}");
 }
 
 #[tokio::test]
 async fn every_protocol_ranks_alike() {
-    let server = server("xlm-roberta-rerank", "rerank").await;
+    let server = server_of_fixture("heads/xlm-roberta-rerank", "rerank").await;
     let texts = ["the gulls", "fog over the piano", "the tide"];
     let tei = ok(&server.post("/rerank", json!({"query": "the tide", "texts": texts, "return_text": true})).await);
     let ranks = tei.as_array().unwrap();
@@ -184,7 +166,7 @@ async fn long_inputs_are_read_in_chunks_where_that_is_asked_for() {
 
 #[tokio::test]
 async fn tokens_have_vectors_and_vocabularies_weights() {
-    let server = server("distilbert-splade", "sparse").await;
+    let server = server_of_fixture("heads/distilbert-splade", "sparse").await;
     let sparse = ok(&server.post("/embed_sparse", json!({"inputs": ["the tide", "a"]})).await);
     let first = sparse[0].as_array().unwrap();
     assert!(!first.is_empty() && first.iter().all(|pair| pair["value"].as_f64().unwrap() > 0.0), "{sparse}");
@@ -198,7 +180,7 @@ async fn tokens_have_vectors_and_vocabularies_weights() {
 
 #[tokio::test]
 async fn pipelines_answer_as_their_clients_read() {
-    let nli = server("bert-nli", "classify").await;
+    let nli = server_of_fixture("heads/bert-nli", "classify").await;
     let body = json!({"inputs": "the tide", "parameters": {"top_k": 2}});
     let lists = ok(&nli.post("/", body).await);
     assert_eq!((lists.as_array().unwrap().len(), lists[0].as_array().unwrap().len()), (1, 2));
@@ -212,7 +194,7 @@ async fn pipelines_answer_as_their_clients_read() {
     let bad = json!({"inputs": "a", "parameters": {"function_to_apply": "tanh"}});
     refused(&nli.post("/", bad).await, 422, "parameters");
 
-    let ner = server("bert-ner", "token_classify").await;
+    let ner = server_of_fixture("heads/bert-ner", "token_classify").await;
     let entities = ok(&ner.post("/", json!({"inputs": "Ada met Charles", "parameters": {}})).await);
     for entity in entities.as_array().unwrap() {
         let place = entity["start"].as_u64().unwrap() as usize..entity["end"].as_u64().unwrap() as usize;
@@ -223,7 +205,7 @@ async fn pipelines_answer_as_their_clients_read() {
     let lists = ok(&ner.post("/", none).await);
     assert!(lists[0][0]["entity"].is_string() && lists[0][0]["index"] == 1, "{lists}");
 
-    let filler = server("bert-masked-lm", "fill_mask").await;
+    let filler = server_of_fixture("heads/bert-masked-lm", "fill_mask").await;
     let words = ok(&filler.post("/", json!({"inputs": "the [MASK] wakes", "parameters": {"top_k": 3}})).await);
     assert_eq!(words.as_array().unwrap().len(), 3);
     assert!(words[0]["sequence"].as_str().unwrap().starts_with("the ") && words[0]["token_str"].is_string(), "{words}");
@@ -238,7 +220,7 @@ async fn pipelines_answer_as_their_clients_read() {
 
 #[tokio::test]
 async fn the_application_keeps_what_every_task_gives() {
-    let server = server("xlm-roberta-rerank", "rerank").await;
+    let server = server_of_fixture("heads/xlm-roberta-rerank", "rerank").await;
     let body = json!({"input": [["the tide", "fog"], ["the tide", "the tide"]], "metadata": {"order": "1"}});
     let made = server.post("/api/v1/inferences", body).await;
     let inference = ok(&made);
@@ -250,7 +232,7 @@ async fn the_application_keeps_what_every_task_gives() {
     let unstored = json!({"input": "the tide", "store": false});
     assert_eq!(ok(&server.post("/api/v1/inferences", unstored).await)["stored"], false);
     refused(&server.post("/api/v1/inferences", json!({"input": "a", "task": "embed"})).await, 422, "task");
-    let filler = self::server("bert-masked-lm", "fill_mask").await;
+    let filler = self::server_of_fixture("heads/bert-masked-lm", "fill_mask").await;
     let body = json!({"input": "the [MASK]", "parameters": {"top_k": 2}});
     let inference = ok(&filler.post("/api/v1/inferences", body).await);
     assert_eq!(inference["output"]["results"][0][0].as_array().unwrap().len(), 2, "{inference}");

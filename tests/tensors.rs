@@ -3,40 +3,17 @@
 
 mod common;
 
-use std::path::Path;
-
 use axum::body::Body;
 use axum::http::Request;
-use candle_core::Device;
 use common::fake;
-use common::http::{Answer, Server, plain, server_of_model};
-use eremois::model::load::load;
-use eremois::model::manifest::ModelSpec;
+use common::http::{Server, ok, plain, refused, server_of_fixture, server_of_model};
 use serde_json::{Value, json};
 
 const INFER: &str = "/v2/models/m/infer";
 const PREDICT: &str = "/v1/models/m:predict";
 
-async fn server(name: &str, task: &str) -> Server {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/heads").join(name);
-    let spec = ModelSpec { task: task.into(), ..ModelSpec::bare("m", dir) };
-    server_of_model(load(&spec, &Device::Cpu).unwrap()).await
-}
-
 async fn tensors() -> Server {
     server_of_model(fake::tensor_model("m").0).await
-}
-
-#[track_caller]
-fn ok(answer: &Answer) -> Value {
-    assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
-    answer.json()
-}
-
-#[track_caller]
-fn refused(answer: &Answer, status: u16, says: &str) {
-    assert_eq!(answer.status.as_u16(), status, "{}", answer.text());
-    assert!(answer.text().contains(says), "{} does not say `{says}`", answer.text());
 }
 
 fn texts(name: &str, texts: &[&str]) -> Value {
@@ -69,7 +46,7 @@ fn numbers(value: &Value) -> Vec<f64> {
 
 #[tokio::test]
 async fn classifiers_give_scores_and_classes() {
-    let server = server("bert-nli", "classify").await;
+    let server = server_of_fixture("heads/bert-nli", "classify").await;
     // What the other routes say of the same, by label.
     let labels = ["contradiction", "neutral", "entailment"];
     let of_route = async |inputs: Value| -> Vec<f64> {
@@ -149,7 +126,7 @@ async fn classifiers_give_scores_and_classes() {
 
 #[tokio::test]
 async fn rerankers_take_one_query_or_one_a_text() {
-    let server = server("xlm-roberta-rerank", "rerank").await;
+    let server = server_of_fixture("heads/xlm-roberta-rerank", "rerank").await;
     let documents = ["the gulls", "fog over the piano"];
     let found = ok(&server.post("/rerank", json!({"query": "the tide", "texts": documents})).await);
     let score =
@@ -189,7 +166,7 @@ async fn ragged_rows_are_padded_and_their_lengths_told() {
     assert_eq!((&rows[0]["lengths"], &rows[1]["lengths"]), (&json!(2), &json!(1)));
     assert_eq!(rows[1]["token_embeddings"], json!([vec![3.0, 1.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0], vec![0.0; 8]]));
 
-    let splade = server("distilbert-splade", "sparse").await;
+    let splade = server_of_fixture("heads/distilbert-splade", "sparse").await;
     let sparse = ok(&splade.post("/embed_sparse", json!({"inputs": ["the tide", "a"]})).await);
     let found = outputs(&splade, json!({"inputs": [texts("text", &["the tide", "a"])]})).await;
     let ((shape, indices), (_, values), (_, lengths)) = (found("indices"), found("values"), found("lengths"));
@@ -203,7 +180,7 @@ async fn ragged_rows_are_padded_and_their_lengths_told() {
         }
     }
 
-    let ner = server("bert-ner", "token_classify").await;
+    let ner = server_of_fixture("heads/bert-ner", "token_classify").await;
     let found = outputs(&ner, json!({"inputs": [texts("text", &["Ada met Charles", "a"])]})).await;
     let ((shape, scores), (_, lengths)) = (found("scores"), found("lengths"));
     let num_labels = shape[2].as_u64().unwrap() as usize;
@@ -216,7 +193,7 @@ async fn ragged_rows_are_padded_and_their_lengths_told() {
         assert!((sum - if is_token { 1.0 } else { 0.0 }).abs() < 1e-5, "{i}: {sums:?}");
     }
 
-    let filler = server("bert-masked-lm", "fill_mask").await;
+    let filler = server_of_fixture("heads/bert-masked-lm", "fill_mask").await;
     let words = ok(&filler.post("/", json!({"inputs": "the [MASK] wakes", "parameters": {"top_k": 3}})).await);
     let body = json!({"inputs": [texts("text", &["the [MASK] wakes", "[MASK] a [MASK]"])], "parameters": {"top_k": 3}});
     let found = outputs(&filler, body).await;
@@ -230,7 +207,7 @@ async fn ragged_rows_are_padded_and_their_lengths_told() {
 
 #[tokio::test]
 async fn token_ids_do_for_every_task() {
-    let server = server("bert-nli", "classify").await;
+    let server = server_of_fixture("heads/bert-nli", "classify").await;
     let tokens = ok(&server.post("/tokenize", json!({"inputs": "the tide"})).await);
     let mut ids: Vec<u64> = tokens[0].as_array().unwrap().iter().map(|token| token["id"].as_u64().unwrap()).collect();
     let expected = outputs(&server, json!({"inputs": [texts("text", &["the tide"])]})).await("scores").1;
@@ -280,7 +257,7 @@ async fn pair_of(server: &Server, first: &str, second: &str) -> (Vec<u64>, Vec<u
 #[tokio::test]
 async fn token_types_tell_the_texts_of_a_pair_apart() {
     for (name, task) in [("bert-nli", "classify"), ("electra-rerank", "rerank"), ("albert-nli", "classify")] {
-        let server = server(name, task).await;
+        let server = server_of_fixture(&format!("heads/{name}"), task).await;
         let second = if task == "rerank" { "query" } else { "text_pair" };
         let (first_name, second_name) = if task == "rerank" { (second, "text") } else { ("text", second) };
         let pair = json!({"inputs": [texts(first_name, &["the tide"]), texts(second_name, &["fog"])]});
@@ -339,7 +316,7 @@ async fn token_types_tell_the_texts_of_a_pair_apart() {
         ("xlm-roberta-rerank", "rerank", "token_type_ids: got 1; this model has one token type: all must be 0"),
         ("distilbert-multi-label", "classify", "token_type_ids: got 1; this model has no token types: all must be 0"),
     ] {
-        let server = server(name, task).await;
+        let server = server_of_fixture(&format!("heads/{name}"), task).await;
         let tensor =
             |name: &str, values: Value| json!({"name": name, "shape": [1, 2], "datatype": "INT64", "data": values});
         let body = json!({"inputs": [tensor("input_ids", json!([1, 2])), tensor("token_type_ids", json!([0, 1]))]});
@@ -475,7 +452,7 @@ async fn vertex_answers_each_instance_as_the_main_task_does() {
     ] {
         refused(&embedder.post("/vertex", body).await, status, says);
     }
-    let ranker = server("xlm-roberta-rerank", "rerank").await;
+    let ranker = server_of_fixture("heads/xlm-roberta-rerank", "rerank").await;
     let query = json!({"query": "a", "texts": ["b", "c"]});
     let expected = ok(&ranker.post("/rerank", query.clone()).await);
     assert_eq!(ok(&ranker.post("/vertex", json!({"instances": [query]})).await)["predictions"][0], expected);

@@ -5,11 +5,11 @@ mod common;
 use std::sync::atomic::Ordering;
 
 use axum::body::Body;
-use axum::http::{Request, StatusCode};
+use axum::http::Request;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use common::fake;
-use common::http::{self, Answer, Server, plain};
+use common::http::{self, Server, ok, plain, refused_plainly as refused};
 use eremois::api::ApiSettings;
 use eremois::api::status::{Envelope, Fault};
 use eremois::inference::keep::Scope;
@@ -17,24 +17,6 @@ use eremois::serve::policy::BatchLimits;
 use serde_json::{Value, json};
 
 const PREDICT: &str = "/v1/models/fake:predict";
-
-#[track_caller]
-fn ok(answer: &Answer) -> Value {
-    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
-    assert_eq!(answer.header("content-type"), "application/json");
-    answer.json()
-}
-
-/// Asserts a status and `{error}` alone, which says this.
-#[track_caller]
-fn refused(answer: &Answer, status: u16, says: &str) {
-    assert_eq!(answer.status.as_u16(), status, "{}", answer.text());
-    assert_eq!(answer.header("content-type"), "application/json");
-    let body = answer.json();
-    assert_eq!(body.as_object().map(|fields| fields.len()), Some(1), "{body}");
-    let message = body["error"].as_str().unwrap_or_else(|| panic!("{body}"));
-    assert!(message.contains(says), "`{message}` does not say `{says}`");
-}
 
 // Rows of the fake model: the sum and the count of the ids, then the first of them.
 fn w12() -> Value {

@@ -13,6 +13,7 @@ pub mod docs;
 pub mod fuzzing;
 pub mod internal;
 pub mod status;
+mod watch;
 pub mod write;
 
 mod body;

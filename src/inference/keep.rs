@@ -278,26 +278,15 @@ impl Keeper {
 /// What is known of a record before its result; of the model, as far as it is known which one it will be.
 fn facts(submission: &Submission, info: Option<&ModelInfo>, status: Status, kept: KeptInput) -> Facts {
     let asked = || submission.request.model.clone().unwrap_or_default();
+    let model = info.map_or_else(asked, |info| info.name.to_string());
+    let version = info.map_or("", |info| &info.version);
     Facts {
-        status,
-        model: info.map_or_else(asked, |info| info.name.to_string()),
-        version: info.map(|info| info.version.clone()).unwrap_or_default(),
-        fingerprint: None,
-        task: submission.request.params.task.as_str().to_string(),
-        completed_at: None,
-        source: submission.source.to_string(),
         user: submission.user.clone(),
         metadata: submission.metadata.clone(),
         parameters: submission.parameters.clone(),
         input: stored_input(&submission.request.inputs, kept, info.map_or(&[], |info| &info.signature.inputs)),
         usage: StoredUsage { num_inputs: submission.request.inputs.len() as u64, ..StoredUsage::default() },
-        timings: Timings::default(),
-        output_norms: None,
-        error: None,
-        idempotency_key: None,
-        request_hash: None,
-        callback: None,
-        feedback: Vec::new(),
+        ..Facts::new(status, &model, version, submission.request.params.task.as_str(), submission.source)
     }
 }
 

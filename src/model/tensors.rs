@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
-use super::embed::by_name;
+use super::embed::{Headed, by_name};
 use super::encode::Encoder;
 use super::fingerprint::{Facts, fingerprint};
 use super::layers::Graph;
@@ -157,7 +157,7 @@ impl Backend for TensorBackend {
             let end = num_rows.min(start + part);
             self.part(&batch, start..end, &sizes, &mut rows).map_err(|e| by_name(&self.name, e))?;
         }
-        Ok(Box::new(Computed { rows, name: self.name.clone() }))
+        Ok(Box::new(Headed { rows, name: self.name.clone() }))
     }
 
     fn hangs_for_good(&self) -> bool {
@@ -189,26 +189,5 @@ impl TensorBackend {
             rows.offsets.push(rows.values.len());
         }
         Ok(())
-    }
-}
-
-/// A batch whose rows are on the host.
-struct Computed {
-    rows: Rows,
-    name: ModelName,
-}
-
-impl InFlight for Computed {
-    /// Errors: [`Error::Forward`] for a row with a value that is no number or infinite.
-    fn finish(self: Box<Self>) -> Result<Rows> {
-        let Self { rows, name } = *self;
-        match rows.values.iter().position(|value| !value.is_finite()) {
-            None => Ok(rows),
-            Some(i) => {
-                let row = rows.offsets.partition_point(|offset| *offset <= i) - 1;
-                let cause = format!("row {row} of {} holds {}", rows.num_rows(), rows.values[i]);
-                Err(Error::Forward { model: name.to_string(), cause })
-            }
-        }
     }
 }

@@ -137,15 +137,8 @@ impl Attention {
     /// bias reaches.
     pub fn forward(&self, qkv: &Tensor, cu_seqlens: &CuSeqlens) -> Result<Tensor> {
         check_dims("attention", "qkv", qkv, &[cu_seqlens.total_tokens(), self.heads.row_width()])?;
-        if let Some(bias) = &self.distance_bias
-            && cu_seqlens.max_seqlen() > bias.max_seq_len
-        {
-            return Err(Error::Shape {
-                op: "attention",
-                operand: "cu_seqlens",
-                expected: format!("sequences of at most {} tokens", bias.max_seq_len),
-                got: cu_seqlens.max_seqlen().to_string(),
-            });
+        if let Some(bias) = &self.distance_bias {
+            check_reach("attention", cu_seqlens, bias.max_seq_len)?;
         }
         if qkv.device().is_cpu() {
             let op = CpuAttention { attention: self, cu_seqlens };
@@ -154,6 +147,15 @@ impl Attention {
         let bias = self.distance_bias.as_ref().map(|bias| &bias.tensor);
         reference::attention(qkv, cu_seqlens, self.heads, self.scale, bias, self.mask)
     }
+}
+
+/// Errors: [`Error::Shape`] if a sequence is longer than the distances that are known.
+pub(super) fn check_reach(op: &'static str, cu_seqlens: &CuSeqlens, max_seq_len: usize) -> Result<()> {
+    if cu_seqlens.max_seqlen() <= max_seq_len {
+        return Ok(());
+    }
+    let expected = format!("sequences of at most {max_seq_len} tokens");
+    Err(Error::Shape { op, operand: "cu_seqlens", expected, got: cu_seqlens.max_seqlen().to_string() })
 }
 
 struct CpuAttention<'a> {
@@ -168,16 +170,30 @@ impl CustomOp1 for CpuAttention<'_> {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let qkv = cpu_values(storage, layout)?;
-        let (width, row_width) = (self.attention.heads.width(), self.attention.heads.row_width());
-        let tasks = tasks(self.cu_seqlens, rayon::current_num_threads());
-        let rows: Vec<usize> = tasks.iter().map(|t| t.num_queries).collect();
-        let values = simd::fill_blocks(width, &rows, |i, out| {
-            let task = &tasks[i];
-            let qkv = &qkv[task.start * row_width..][..task.len * row_width];
+        let widths = (self.attention.heads.row_width(), self.attention.heads.width());
+        Ok(by_task(qkv, widths, self.cu_seqlens, |qkv, task, out| {
             simd::run(Block { attention: self.attention, qkv, task, out });
-        });
-        Ok((CpuStorage::F32(values), (self.cu_seqlens.total_tokens(), width).into()))
+        }))
     }
+}
+
+/// Fills the rows of all tasks, on all threads. `attend` gets the rows of a task's sequence, the task, and where its own
+/// rows go.
+///
+/// Shapes: `qkv` [total_tokens, row_width], what comes out [total_tokens, width], with `widths` (row_width, width).
+pub(super) fn by_task(
+    qkv: &[f32],
+    (row_width, width): (usize, usize),
+    cu_seqlens: &CuSeqlens,
+    attend: impl Fn(&[f32], &Task, &mut [f32]) + Sync,
+) -> (CpuStorage, Shape) {
+    let tasks = tasks(cu_seqlens, rayon::current_num_threads());
+    let rows: Vec<usize> = tasks.iter().map(|t| t.num_queries).collect();
+    let values = simd::fill_blocks(width, &rows, |i, out| {
+        let task = &tasks[i];
+        attend(&qkv[task.start * row_width..][..task.len * row_width], task, out);
+    });
+    (CpuStorage::F32(values), (cu_seqlens.total_tokens(), width).into())
 }
 
 /// Some queries of one sequence, over all heads: the piece of work one thread takes.
@@ -193,7 +209,7 @@ pub(super) struct Task {
 
 /// Whole sequences where there are enough of them; long ones are cut, because every cut packs the
 /// sequence's keys and values once more.
-pub(super) fn tasks(cu_seqlens: &CuSeqlens, num_threads: usize) -> Vec<Task> {
+fn tasks(cu_seqlens: &CuSeqlens, num_threads: usize) -> Vec<Task> {
     // Packing costs as much as about eight queries, so a cut of 48 loses at most a sixth.
     const LEAST_QUERIES: usize = 48;
     let most = match num_threads {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 use pulp::{Simd, WithSimd};
 
-use super::attention::{SCORE_ROWS, Task, exponentials, multiply, pack_keys, pack_values, tasks};
+use super::attention::{SCORE_ROWS, Task, by_task, check_reach, exponentials, multiply, pack_keys, pack_values};
 use super::{CuSeqlens, check_dims, cpu_values, host_values, reference, simd};
 use crate::{Error, Result};
 
@@ -91,15 +91,8 @@ impl Disentangled {
     pub fn forward(&self, qkv: &Tensor, cu_seqlens: &CuSeqlens) -> Result<Tensor> {
         let width = self.num_heads * self.head_dim;
         check_dims("disentangled", "qkv", qkv, &[cu_seqlens.total_tokens(), 3 * width])?;
-        if let Some(positions) = &self.positions
-            && cu_seqlens.max_seqlen() > positions.max_seq_len
-        {
-            return Err(Error::Shape {
-                op: "disentangled",
-                operand: "cu_seqlens",
-                expected: format!("sequences of at most {} tokens", positions.max_seq_len),
-                got: cu_seqlens.max_seqlen().to_string(),
-            });
+        if let Some(positions) = &self.positions {
+            check_reach("disentangled", cu_seqlens, positions.max_seq_len)?;
         }
         if qkv.device().is_cpu() {
             let op = CpuDisentangled { attention: self, cu_seqlens };
@@ -132,14 +125,9 @@ impl CustomOp1 for CpuDisentangled<'_> {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let qkv = cpu_values(storage, layout)?;
         let width = self.attention.num_heads * self.attention.head_dim;
-        let tasks = tasks(self.cu_seqlens, rayon::current_num_threads());
-        let rows: Vec<usize> = tasks.iter().map(|t| t.num_queries).collect();
-        let values = simd::fill_blocks(width, &rows, |i, out| {
-            let task = &tasks[i];
-            let qkv = &qkv[task.start * 3 * width..][..task.len * 3 * width];
+        Ok(by_task(qkv, (3 * width, width), self.cu_seqlens, |qkv, task, out| {
             simd::run(Block { attention: self.attention, qkv, task, out });
-        });
-        Ok((CpuStorage::F32(values), (self.cu_seqlens.total_tokens(), width).into()))
+        }))
     }
 }
 

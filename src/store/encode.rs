@@ -150,29 +150,19 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::store::record::{Feedback, Status, StoredInput, StoredTensor, StoredUsage, Timings, now};
+    use crate::store::record::{Feedback, Status, StoredInput, StoredTensor, StoredUsage, now};
 
     fn record(output: Option<StoredOutput>) -> Record {
         let facts = Facts {
-            status: Status::Succeeded,
-            model: "m".into(),
-            version: "1".into(),
-            fingerprint: None,
-            task: "embed".into(),
             completed_at: Some(now()),
-            source: "application".into(),
             user: Some("ümlaut".into()),
             metadata: [("k".to_string(), "v".to_string())].into(),
             parameters: json!({"dimensions": 3}),
             input: StoredInput::Full(json!(["a", "b"])),
             usage: StoredUsage { num_tokens: u64::MAX, ..StoredUsage::default() },
-            timings: Timings::default(),
-            output_norms: None,
-            error: None,
             idempotency_key: Some("key".into()),
-            request_hash: None,
-            callback: None,
             feedback: vec![Feedback { at: now(), score: Some(0.1), label: None, comment: Some("good".into()) }],
+            ..Facts::new(Status::Succeeded, "m", "1", "embed", "application")
         };
         Record { id: InferenceId::new(), facts, output }
     }

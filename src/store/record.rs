@@ -319,6 +319,33 @@ pub struct Facts {
     pub feedback: Vec<Feedback>,
 }
 
+impl Facts {
+    /// Of an inference of this model: `task` and `source` as the fields of those names. All that may be missing is.
+    pub fn new(status: Status, model: &str, version: &str, task: &str, source: &str) -> Self {
+        Self {
+            status,
+            model: model.to_string(),
+            version: version.to_string(),
+            fingerprint: None,
+            task: task.to_string(),
+            completed_at: None,
+            source: source.to_string(),
+            user: None,
+            metadata: BTreeMap::new(),
+            parameters: serde_json::Value::Null,
+            input: StoredInput::None,
+            usage: StoredUsage::default(),
+            timings: Timings::default(),
+            output_norms: None,
+            error: None,
+            idempotency_key: None,
+            request_hash: None,
+            callback: None,
+            feedback: Vec::new(),
+        }
+    }
+}
+
 /// The time now as records keep it.
 pub fn now() -> Timestamp {
     let now = Timestamp::now();

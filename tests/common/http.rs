@@ -1,5 +1,6 @@
 //! The router as a function, over an engine with the fake model.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -7,12 +8,15 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
+use candle_core::Device;
 use eremois::api::{ApiSettings, ApiState, BuildInfo};
 use eremois::inference::Inferences;
 use eremois::inference::keep::{KeepSettings, Keeper, KeptInput, Scope};
 use eremois::jobs::inference::Later;
 use eremois::jobs::{JobSettings, Tasks};
 use eremois::model::LoadedModel;
+use eremois::model::load::load;
+use eremois::model::manifest::ModelSpec;
 use eremois::serve::control::Fixed;
 use eremois::serve::policy::BatchLimits;
 use eremois::serve::{Engine, Health, Settings};
@@ -53,6 +57,32 @@ pub struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Vec<u8>,
+}
+
+/// The body of a success in JSON.
+#[track_caller]
+pub fn ok(answer: &Answer) -> Value {
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+    assert_eq!(answer.header("content-type"), "application/json");
+    answer.json()
+}
+
+/// Asserts a status and what is said somewhere in the answer.
+#[track_caller]
+pub fn refused(answer: &Answer, status: u16, says: &str) {
+    assert_eq!(answer.status.as_u16(), status, "{}", answer.text());
+    assert!(answer.text().contains(says), "{} does not say `{says}`", answer.text());
+}
+
+/// Asserts a status and `{error}` alone, which says this: the Open Inference Protocol's and TensorFlow Serving's.
+#[track_caller]
+pub fn refused_plainly(answer: &Answer, status: u16, says: &str) {
+    assert_eq!(answer.status.as_u16(), status, "{}", answer.text());
+    assert_eq!(answer.header("content-type"), "application/json");
+    let body = answer.json();
+    assert_eq!(body.as_object().map(|fields| fields.len()), Some(1), "{body}");
+    let message = body["error"].as_str().unwrap_or_else(|| panic!("{body}"));
+    assert!(message.contains(says), "`{message}` does not say `{says}`");
 }
 
 impl Answer {
@@ -168,6 +198,13 @@ async fn assembled(
     let server = Server { router, engine, inferences, keeper, tasks, store, controls, starting, state };
     server.wait_for(|health| *health == Health::Ready).await;
     server
+}
+
+/// A server of a small model with random weights: a folder of `tests/fixtures`, for this task, called `m`.
+pub async fn server_of_fixture(folder: &str, task: &str) -> Server {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(folder);
+    let spec = ModelSpec { task: task.into(), ..ModelSpec::bare("m", dir) };
+    server_of_model(load(&spec, &Device::Cpu).unwrap()).await
 }
 
 /// The usual one.

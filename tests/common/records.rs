@@ -2,34 +2,12 @@
 
 use std::sync::Arc;
 
-use eremois::store::record::{
-    Facts, InferenceId, Record, Status, StoredInput, StoredOutput, StoredUsage, Timings, now,
-};
+use eremois::store::record::{Facts, InferenceId, Record, Status, StoredInput, StoredOutput, StoredUsage, now};
 use serde_json::json;
 
 /// A new record with little in it: succeeded, a row of three values.
 pub fn record() -> Record {
-    let facts = Facts {
-        status: Status::Succeeded,
-        model: "m".into(),
-        version: "1".into(),
-        fingerprint: None,
-        task: "embed".into(),
-        completed_at: None,
-        source: "application".into(),
-        user: None,
-        metadata: Default::default(),
-        parameters: serde_json::Value::Null,
-        input: StoredInput::None,
-        usage: StoredUsage::default(),
-        timings: Timings::default(),
-        output_norms: None,
-        error: None,
-        idempotency_key: None,
-        request_hash: None,
-        callback: None,
-        feedback: Vec::new(),
-    };
+    let facts = Facts::new(Status::Succeeded, "m", "1", "embed", "application");
     let output = StoredOutput::Embeddings(Arc::new(vec![vec![1.0, 2.0, 3.0]]));
     Record { id: InferenceId::new(), facts, output: Some(output) }
 }

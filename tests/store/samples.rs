@@ -24,25 +24,12 @@ pub fn record_at(ms: i64, number: u64) -> Record {
 
 fn with_id(id: InferenceId) -> Record {
     let facts = Facts {
-        status: Status::Succeeded,
-        model: "all-MiniLM-L6-v2".to_string(),
-        version: "1".to_string(),
-        fingerprint: None,
-        task: "embed".to_string(),
         completed_at: Some(eremois::store::record::now()),
-        source: "application".to_string(),
-        user: None,
-        metadata: BTreeMap::new(),
         parameters: json!({"normalize": true}),
         input: StoredInput::Full(json!("a short text")),
         usage: StoredUsage { num_tokens: 5, num_chars: 12, num_inputs: 1, num_cached: 0 },
         timings: Timings { tokenize_us: 40, queue_us: 7, inference_us: 5100, total_us: 5300 },
-        output_norms: None,
-        error: None,
-        idempotency_key: None,
-        request_hash: None,
-        callback: None,
-        feedback: Vec::new(),
+        ..Facts::new(Status::Succeeded, "all-MiniLM-L6-v2", "1", "embed", "application")
     };
     Record { id, facts, output: Some(embeddings(vec![vec![0.25, -0.5, 1.0]])) }
 }

@@ -12,11 +12,12 @@ use futures::stream;
 use super::super::ApiState;
 use super::super::docs::{Refusals, ServerSentEvent};
 use super::super::status::Fault;
+use super::super::watch::Watch;
 use super::wire::{Parts, push_inference};
 use super::{id_of, not_found};
 use crate::Result;
 use crate::store::Records;
-use crate::store::record::{InferenceId, Record, Status};
+use crate::store::record::Record;
 
 /// Between two looks at the record: at first, and at most. It doubles.
 const FIRST_LOOK: Duration = Duration::from_millis(50);
@@ -34,49 +35,14 @@ pub async fn events(
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Fault> {
     let id = id_of(path)?;
     let record = state.keeper.store().get(&id).await?.ok_or_else(|| not_found(&id))?;
-    let watch = Watch { state, id, next: Some(record), told: None, pause: FIRST_LOOK };
-    let events = stream::unfold(Some(watch), |watch| async move {
-        let mut watch = watch?;
-        let record = watch.changed().await?;
+    let watch = Watch::new(record, FIRST_LOOK, LAST_LOOK);
+    let events = stream::unfold(Some((state, id, watch)), |watched| async move {
+        let (state, id, mut watch) = watched?;
+        let record = watch.changed(|| state.keeper.store().get(&id), |record: &Record| record.facts.status).await?;
         let is_final = record.facts.status.is_final();
-        Some((Ok(event(&record)), (!is_final).then_some(watch)))
+        Some((Ok(event(&record)), (!is_final).then_some((state, id, watch))))
     });
     Ok(Sse::new(events).keep_alive(KeepAlive::default()))
-}
-
-/// A record being watched.
-struct Watch {
-    state: ApiState,
-    id: InferenceId,
-    /// Read and not told yet.
-    next: Option<Record>,
-    told: Option<Status>,
-    pause: Duration,
-}
-
-impl Watch {
-    /// The record when its status is another than the one told; `None` when it is gone. A store that is away is asked
-    /// again.
-    async fn changed(&mut self) -> Option<Record> {
-        loop {
-            let record = match self.next.take() {
-                Some(record) => record,
-                None => {
-                    tokio::time::sleep(self.pause).await;
-                    self.pause = (self.pause * 2).min(LAST_LOOK);
-                    match self.state.keeper.store().get(&self.id).await {
-                        Ok(record) => record?,
-                        Err(_) => continue,
-                    }
-                }
-            };
-            if self.told != Some(record.facts.status) {
-                self.told = Some(record.facts.status);
-                self.pause = FIRST_LOOK;
-                return Some(record);
-            }
-        }
-    }
 }
 
 fn event(record: &Record) -> Event {

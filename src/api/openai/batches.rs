@@ -18,6 +18,7 @@ use super::super::app::create::{REPLAYED, check_metadata, idempotency_key};
 use super::super::body::{self, Call};
 use super::super::docs::{Refusals, ServerSentEvent};
 use super::super::status::Fault;
+use super::super::watch::Watch;
 use super::id_of;
 use super::wire::{BatchList, BatchObject, ExpiresAfter, ListQuery};
 use crate::jobs::batch::{ENDPOINTS, MAX_WINDOW, MIN_WINDOW, Named, NewBatch, not_found};
@@ -155,49 +156,15 @@ pub async fn events(
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Fault> {
     let id = id_of(path)?;
     let named = found(&state, &id).await?;
-    let watch = Watch { state, next: Some(named), told: None, id, pause: FIRST_LOOK };
-    let events = stream::unfold(Some(watch), |watch| async move {
-        let mut watch = watch?;
-        let named = watch.changed().await?;
+    let watch = Watch::new(named, FIRST_LOOK, LAST_LOOK);
+    let events = stream::unfold(Some((state, id, watch)), |watched| async move {
+        let (state, id, mut watch) = watched?;
+        let batches = state.batches();
+        let named = watch.changed(|| batches.get(&id), |named| BatchObject::from(named)).await?;
         let status = named.batch.status;
         // An event without data still tells the status.
         let event = Event::default().event(status.as_str()).json_data(BatchObject::from(&named)).unwrap_or_default();
-        Some((Ok(event), (!status.is_final()).then_some(watch)))
+        Some((Ok(event), (!status.is_final()).then_some((state, id, watch))))
     });
     Ok(Sse::new(events).keep_alive(KeepAlive::default()))
-}
-
-/// A batch being watched.
-struct Watch {
-    state: ApiState,
-    id: String,
-    /// Read and not told yet.
-    next: Option<Named>,
-    told: Option<BatchObject>,
-    pause: Duration,
-}
-
-impl Watch {
-    /// The batch when it is another than the one told; `None` when it is gone. A store that is away is asked again.
-    async fn changed(&mut self) -> Option<Named> {
-        loop {
-            let named = match self.next.take() {
-                Some(named) => named,
-                None => {
-                    tokio::time::sleep(self.pause).await;
-                    self.pause = (self.pause * 2).min(LAST_LOOK);
-                    match self.state.batches().get(&self.id).await {
-                        Ok(named) => named?,
-                        Err(_) => continue,
-                    }
-                }
-            };
-            let object = BatchObject::from(&named);
-            if self.told.as_ref() != Some(&object) {
-                self.told = Some(object);
-                self.pause = FIRST_LOOK;
-                return Some(named);
-            }
-        }
-    }
 }

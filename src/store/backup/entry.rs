@@ -147,29 +147,19 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::store::record::{Facts, InferenceId, Status, StoredInput, StoredUsage, Timings, now as time_now};
+    use crate::store::record::{Facts, InferenceId, Status, StoredInput, now as time_now};
 
     fn record() -> Record {
         let facts = Facts {
-            status: Status::Succeeded,
-            model: "m".into(),
-            version: "1".into(),
             fingerprint: Some("f".into()),
-            task: "embed".into(),
             completed_at: Some(time_now()),
-            source: "application".into(),
             user: Some("u".into()),
             metadata: [("k".to_string(), "v".to_string())].into(),
             parameters: json!({"dimensions": 3}),
             input: StoredInput::Full(json!(["a"])),
-            usage: StoredUsage::default(),
-            timings: Timings::default(),
-            output_norms: None,
-            error: None,
             idempotency_key: Some("key".into()),
             request_hash: Some("h".into()),
-            callback: None,
-            feedback: Vec::new(),
+            ..Facts::new(Status::Succeeded, "m", "1", "embed", "application")
         };
         let rows = vec![vec![1.5f32, -0.0, f32::NAN]];
         Record { id: InferenceId::new(), facts, output: Some(StoredOutput::Embeddings(Arc::new(rows))) }

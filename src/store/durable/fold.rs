@@ -53,29 +53,13 @@ pub fn matches(query: &Query, record: &Record) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::record::{Facts, Status, StoredInput, StoredUsage, Timings, now};
+    use crate::store::record::{Facts, Status, now};
 
     fn record(status: Status) -> Record {
         let facts = Facts {
-            status,
-            model: "m".into(),
-            version: "1".into(),
-            fingerprint: None,
-            task: "embed".into(),
-            completed_at: None,
-            source: "application".into(),
             user: Some("u".into()),
             metadata: [("a".to_string(), "1".to_string())].into(),
-            parameters: serde_json::Value::Null,
-            input: StoredInput::None,
-            usage: StoredUsage::default(),
-            timings: Timings::default(),
-            output_norms: None,
-            error: None,
-            idempotency_key: None,
-            request_hash: None,
-            callback: None,
-            feedback: Vec::new(),
+            ..Facts::new(status, "m", "1", "embed", "application")
         };
         Record { id: InferenceId::new(), facts, output: None }
     }

@@ -183,7 +183,7 @@ mod tests {
     use super::super::migrate::migrate;
     use super::super::schema::{INDEXES, MIGRATIONS};
     use super::*;
-    use crate::store::record::{Facts, Record, Status, StoredInput, StoredUsage, Timings};
+    use crate::store::record::{Facts, Record, Status};
 
     fn store() -> Connection {
         let mut conn = Connection::open_in_memory().unwrap();
@@ -256,25 +256,9 @@ mod tests {
     fn add(conn: &Connection, num: usize, tenant: &str, user: &str) {
         for _ in 0..num {
             let facts = Facts {
-                status: Status::Succeeded,
-                model: "m".to_string(),
-                version: "1".to_string(),
-                fingerprint: None,
-                task: "embed".to_string(),
-                completed_at: None,
-                source: "application".to_string(),
                 user: Some(user.to_string()),
                 metadata: BTreeMap::from([("tenant".to_string(), tenant.to_string())]),
-                parameters: serde_json::Value::Null,
-                input: StoredInput::None,
-                usage: StoredUsage::default(),
-                timings: Timings::default(),
-                output_norms: None,
-                error: None,
-                idempotency_key: None,
-                request_hash: None,
-                callback: None,
-                feedback: Vec::new(),
+                ..Facts::new(Status::Succeeded, "m", "1", "embed", "application")
             };
             change::put(conn, &Record { id: InferenceId::new(), facts, output: None }).unwrap();
         }
