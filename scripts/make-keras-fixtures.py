@@ -4,8 +4,12 @@
     pip install keras==3.15.1 h5py "jax[cpu]==0.10.2" safetensors
     KERAS_BACKEND=jax scripts/make-keras-fixtures.py [NAME ...]
 
+    pip install tensorflow-cpu==2.21.0 tf_keras==2.21.0 h5py safetensors
+    scripts/make-keras-fixtures.py --keras2 [NAME ...]
+
 Each model NAME is written as NAME.keras, those of LEGACY as NAME.h5 too, and NAME.safetensors holds three rows: an input
 `in.X` for each input of the model, and `out.Y` for each of its outputs, all f32. Weights are random, seeded by the name.
+With --keras2 those of KERAS2 are written by Keras 2 as keras2-NAME.h5, one as .keras too, with what TensorFlow computes.
 """
 
 import os
@@ -16,15 +20,22 @@ from pathlib import Path
 # Not torch: with it an average over a padded border counts the edge twice, where TensorFlow counts what is there.
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
-import keras
+IS_KERAS2 = "--keras2" in sys.argv
+if IS_KERAS2:
+    import tf_keras as keras
+    from tf_keras import layers
+else:
+    import keras
+    from keras import layers
+
 import numpy as np
-from keras import layers
 from safetensors.numpy import save_file
 
 TO = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "keras"
 NUM_ROWS = 3
 # Those written in the older format too: every way that it names weights is in one of them.
 LEGACY = ["mlp", "recurrent", "joined", "shared"]
+KERAS2 = ["mlp", "recurrent", "image", "shared"]
 
 
 def mlp():
@@ -73,7 +84,7 @@ def image():
     x = layers.ReLU(max_value=6.0)(x)
     skip = x
     x = layers.DepthwiseConv2D(3, padding="same")(x)
-    x = layers.LeakyReLU(negative_slope=0.1)(x)
+    x = layers.LeakyReLU(**{"alpha" if IS_KERAS2 else "negative_slope": 0.1})(x)
     x = layers.SpatialDropout2D(0.2)(x)
     x = layers.Conv2D(8, (1, 3), padding="same", dilation_rate=(1, 2), activation="silu")(x)
     x = layers.Add()([x, skip])
@@ -182,30 +193,30 @@ MODELS = [mlp, adapted, conv1d, image, recurrent, gates, joined, activations, sh
 def randomize(model, rng):
     """Weights that show a mistake: none zero or one, as fresh biases and averages are."""
     for variable in model.weights:
-        if variable.path.endswith("count") or "normalization" in variable.path and variable.path.endswith(("mean",)):
-            if "moving" not in variable.path:
-                continue
-        if not np.issubdtype(variable.dtype if variable.dtype != "bfloat16" else "float32", np.floating):
+        name = variable.name if IS_KERAS2 else variable.path
+        # What a Normalization has adapted to: it has computed with it already.
+        is_adapted = any(word in name.rsplit("/", 1)[-1] for word in ["count", "mean", "variance"]) and "moving" not in name
+        dtype = variable.dtype.name if IS_KERAS2 else variable.dtype
+        if is_adapted or not dtype.startswith(("float", "bfloat")):
             continue
         value = rng.normal(0.0, 0.5, variable.shape)
-        if "variance" in variable.path:
-            if "moving" not in variable.path:
-                continue
+        if "variance" in name:
             value = 0.4 + value**2
         variable.assign(value.astype("float32"))
 
 
 def rows(tensor, rng):
     shape = [NUM_ROWS] + [4 if size is None else size for size in tensor.shape[1:]]
-    if tensor.dtype.startswith("int"):
-        return rng.integers(0, 9, shape).astype(tensor.dtype)
+    dtype = tensor.dtype.name if IS_KERAS2 else tensor.dtype
+    if dtype.startswith("int"):
+        return rng.integers(0, 9, shape).astype(dtype)
     spread = 255.0 if tensor.name == "image" else 2.0
     return (rng.uniform(-spread if spread < 9 else 0.0, spread, shape)).astype("float32")
 
 
 def write(make):
     name = make.__name__
-    keras.utils.clear_session()
+    keras.backend.clear_session()
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     keras.utils.set_random_seed(zlib.crc32(name.encode()))
     model = make()
@@ -216,16 +227,22 @@ def write(make):
     record = {f"in.{key}": value.astype("float32") for key, value in inputs.items()}
     names = [model.layers[-1].name] if isinstance(model, keras.Sequential) else model.output_names
     for key, value in zip(names, outputs):
-        record[f"out.{key}"] = np.ascontiguousarray(keras.ops.convert_to_numpy(value).astype("float32"))
-    save_file(record, TO / f"{name}.safetensors")
-    model.save(TO / f"{name}.keras")
-    if name in LEGACY:
-        model.save(TO / f"{name}.h5")
-    print(name, {key: value.shape for key, value in record.items()})
+        value = value.numpy() if IS_KERAS2 else keras.ops.convert_to_numpy(value)
+        record[f"out.{key}"] = np.ascontiguousarray(value.astype("float32"))
+    file = f"keras2-{name}" if IS_KERAS2 else name
+    save_file(record, TO / f"{file}.safetensors")
+    if not IS_KERAS2 or name == "shared":
+        model.save(TO / f"{file}.keras")
+    if IS_KERAS2 or name in LEGACY:
+        model.save(TO / f"{file}.h5")
+    print(file, {key: value.shape for key, value in record.items()})
 
 
 if __name__ == "__main__":
     TO.mkdir(parents=True, exist_ok=True)
+    wanted = [name for name in sys.argv[1:] if name != "--keras2"]
     for make in MODELS:
-        if not sys.argv[1:] or make.__name__ in sys.argv[1:]:
+        if IS_KERAS2 and make.__name__ not in KERAS2:
+            continue
+        if not wanted or make.__name__ in wanted:
             write(make)

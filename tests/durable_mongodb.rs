@@ -10,7 +10,7 @@ mod common {
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use eremois::store::durable::{Durable, Options, State};
@@ -55,9 +55,10 @@ async fn mongodb_killed_and_halted_under_load_costs_no_acknowledged_record() {
     wait_for("the first write", &durable, |state| *state == State::Healthy).await;
 
     let done = Arc::new(AtomicBool::new(false));
+    let interval_ms = Arc::new(AtomicU64::new(50));
     let writers: Vec<_> = (0..NUM_WRITERS)
         .map(|writer| {
-            let (durable, done) = (durable.clone(), done.clone());
+            let (durable, done, interval_ms) = (durable.clone(), done.clone(), interval_ms.clone());
             tokio::spawn(async move {
                 let mut acknowledged: Vec<InferenceId> = Vec::new();
                 while !done.load(Ordering::Relaxed) {
@@ -70,7 +71,7 @@ async fn mongodb_killed_and_halted_under_load_costs_no_acknowledged_record() {
                     written.unwrap_or_else(|e| panic!("a write was refused: {e}"));
                     acknowledged.push(one.id);
                     // Fewer a second than the tests' server takes: a journal that is filled faster never empties.
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    tokio::time::sleep(Duration::from_millis(interval_ms.load(Ordering::Relaxed))).await;
                 }
                 acknowledged
             })
@@ -87,12 +88,16 @@ async fn mongodb_killed_and_halted_under_load_costs_no_acknowledged_record() {
     assert_eq!(durable.insert(&kept).await.unwrap(), Inserted::Exists(Box::new(kept.clone())));
     pause(4).await;
     assert!(server.daemon().start_again());
+    // On a busy machine the replay is slow too: writes go on, but leave it room.
+    interval_ms.store(1000, Ordering::Relaxed);
     wait_for("MongoDB to be used again", &durable, |state| *state == State::Healthy).await;
+    interval_ms.store(50, Ordering::Relaxed);
     pause(1).await;
     // Worse than a kill: connections stay open and nothing answers.
     server.daemon().pause();
     pause(5).await;
     server.daemon().resume();
+    interval_ms.store(1000, Ordering::Relaxed);
     wait_for("MongoDB to be used again", &durable, |state| *state == State::Healthy).await;
     pause(1).await;
     done.store(true, Ordering::Relaxed);

@@ -118,6 +118,16 @@ fn shared_layers_and_models_within_models_agree_with_keras() {
 }
 
 #[test]
+fn models_of_keras_2_agree_with_tensorflow() {
+    agrees_with_keras("keras2-mlp.h5", &[]);
+    agrees_with_keras("keras2-image.h5", &[]);
+    agrees_with_keras("keras2-recurrent.h5", &[]);
+    // Arithmetic without layers is operations of TensorFlow there.
+    agrees_with_keras("keras2-shared.h5", &[]);
+    agrees_with_keras("keras2-shared.keras", &[]);
+}
+
+#[test]
 fn an_open_size_is_refused_until_it_is_given() {
     let refused = imported("shifting.keras", &[]).err().expect("refused").to_string();
     assert!(refused.contains("input `steps`") && refused.contains("--shape steps="), "{refused}");

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 use pulp::{Simd, WithSimd};
 
-use super::attention::{SCORE_ROWS, Task, by_task, check_reach, exponentials, multiply, pack_keys, pack_values};
+use super::attention::{SCORE_ROWS, exponentials, multiply, pack_keys, pack_values};
+use super::tasks::{Task, by_task, check_reach};
 use super::{CuSeqlens, check_dims, cpu_values, host_values, reference, simd};
 use crate::{Error, Result};
 

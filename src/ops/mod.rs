@@ -34,6 +34,7 @@ pub mod residual;
 pub mod rms_norm;
 pub mod rotary;
 mod simd;
+mod tasks;
 pub mod weights;
 
 use std::ops::Range;

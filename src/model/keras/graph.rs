@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use serde_json::Value;
 
 use super::Copied;
+use super::calls::{Arg, Key, args, keys};
 use super::file::{KerasFile, Place};
-use super::words::{Arg, steps};
+use super::words::steps;
 use crate::Result;
 use crate::model::layers::list::{InputSpec, Kind, LayerList, LayerSpec};
 use crate::model::signature::Datatype;
@@ -15,9 +16,6 @@ use crate::model::signature::Datatype;
 const MAX_CALLS: usize = 10_000;
 /// Deepest models within models.
 const MAX_DEPTH: usize = 16;
-
-/// What a call gives: the layer's name, the number of the call, the number of the output.
-type Key = (String, u64, u64);
 
 /// Converts a model: its list, and its tensors by our names.
 ///
@@ -151,6 +149,7 @@ impl Converter<'_> {
                     None => rest.push((layer, place, number, args)),
                     Some(found) => {
                         let outputs = self.call(layer, &place, scope, number, &found)?;
+                        let number = number + first_call(layer, self.file.is_old());
                         for (i, value) in outputs.into_iter().enumerate() {
                             values.insert((name_of(layer).to_string(), number, i as u64), value);
                         }
@@ -277,6 +276,11 @@ fn name_of(layer: &Value) -> &str {
     layer["config"]["name"].as_str().or(layer["name"].as_str()).unwrap_or_default()
 }
 
+/// The number of a layer's first call. Keras 2 counts from 1 for a model that has its inputs within: making it was a call.
+fn first_call(layer: &Value, is_old: bool) -> u64 {
+    u64::from(is_old && layer["config"]["layers"][0]["class_name"] == "InputLayer")
+}
+
 /// Where the weights of each of a model's layers are: `.keras` counts the layers of each class.
 fn places(layers: &[Value], scope: &Scope) -> Vec<Place> {
     let mut counts: HashMap<String, usize> = HashMap::new();
@@ -311,62 +315,6 @@ fn snake_case(class: &str) -> String {
         words.push(c.to_ascii_lowercase());
     }
     words
-}
-
-/// The arguments of a call, tensors first to last.
-fn args(call: &Value) -> std::result::Result<Vec<Arg<Key>>, String> {
-    let mut found = Vec::new();
-    if let Some(args) = call["args"].as_array() {
-        for arg in args {
-            collect(arg, &mut found)?;
-        }
-        let mut named = Vec::new();
-        for value in call["kwargs"].as_object().into_iter().flat_map(|kwargs| kwargs.values()) {
-            collect(value, &mut named)?;
-        }
-        if named.iter().any(|arg| matches!(arg, Arg::Tensor(_))) {
-            return Err("a tensor by keyword (a mask or a state) is not computed".to_string());
-        }
-        return Ok(found);
-    }
-    // Keras 2: a list of [layer, call, output, arguments].
-    for tensor in call.as_array().ok_or("a call that is not understood")? {
-        found.push(Arg::Tensor(key(tensor).ok_or("a call that is not understood")?));
-    }
-    Ok(found)
-}
-
-fn collect(value: &Value, found: &mut Vec<Arg<Key>>) -> std::result::Result<(), String> {
-    match value {
-        Value::Array(list) => list.iter().try_for_each(|value| collect(value, found)),
-        Value::Number(number) => {
-            found.extend(number.as_f64().map(Arg::Number));
-            Ok(())
-        }
-        Value::Object(object) if object.get("class_name").is_some_and(|class| class == "__keras_tensor__") => {
-            let history = object.get("config").and_then(|config| key(&config["keras_history"]));
-            found.push(Arg::Tensor(history.ok_or("a tensor without a history")?));
-            Ok(())
-        }
-        Value::Object(_) => Err("an argument that is not understood".to_string()),
-        Value::Null | Value::Bool(_) | Value::String(_) => Ok(()),
-    }
-}
-
-/// `[layer, call, output]`.
-fn key(value: &Value) -> Option<Key> {
-    let parts = value.as_array()?;
-    Some((parts.first()?.as_str()?.to_string(), parts.get(1)?.as_u64()?, parts.get(2)?.as_u64()?))
-}
-
-/// One key, a list of them, or an object of them.
-fn keys(value: &Value) -> Option<Vec<Key>> {
-    match value {
-        Value::Array(list) if list.first().is_some_and(Value::is_string) => Some(vec![key(value)?]),
-        Value::Array(list) => list.iter().map(key).collect(),
-        Value::Object(object) => object.values().map(key).collect(),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

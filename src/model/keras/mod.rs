@@ -1,7 +1,9 @@
 //! Keras models as tensor models: `.keras` and the older `.h5`, Sequential and functional.
 //!
-//! [`file`] opens them, [`graph`] follows the layers as they were called, [`words`] says each in ours.
+//! [`file`] opens them, [`graph`] follows the layers as they were called, [`calls`] reads what they were called with, [`words`]
+//! says each in ours.
 
+mod calls;
 mod file;
 mod graph;
 mod words;

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::calls::{Arg, arithmetic};
 use super::file::Var;
 use crate::model::layers::list::{Activation, Conv, Dense, Keep, Kind, Numbers, Padding, Pool, Recurrent};
 
@@ -16,13 +17,6 @@ pub(super) struct Step {
     pub vars: Vec<Var>,
     /// Steps that it reads; empty: what the layer reads.
     pub reads: Vec<usize>,
-}
-
-/// An argument of a call.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Arg<T> {
-    Tensor(T),
-    Number(f64),
 }
 
 fn step(kind: Kind, vars: Vec<Var>) -> Step {
@@ -151,27 +145,16 @@ pub(super) fn steps<T>(class: &str, config: &Value, args: &[Arg<T>], is_old: boo
         "Add" | "Subtract" | "Multiply" | "Divide" | "TrueDivide" => {
             Ok(vec![step(arithmetic(class, args)?, Vec::new())])
         }
+        // Keras 2 has operations of TensorFlow in their place.
+        "TFOpLambda" => match config["function"].as_str().unwrap_or_default() {
+            "math.add" | "__operators__.add" => one(arithmetic("Add", args)?),
+            "math.subtract" => one(arithmetic("Subtract", args)?),
+            "math.multiply" => one(arithmetic("Multiply", args)?),
+            "math.truediv" | "math.divide" => one(arithmetic("Divide", args)?),
+            function => Err(format!("tf.{function} is not one of the operations that are imported")),
+        },
         _ => Err("is not one of the layers that are imported".to_string()),
     }
-}
-
-/// A sum, difference, product or quotient, of tensors or of a tensor and a number.
-fn arithmetic<T>(class: &str, args: &[Arg<T>]) -> Result<Kind, String> {
-    let rescale = |scale: f64, offset: f64| Kind::Rescale { scale: Numbers::One(scale), offset: Numbers::One(offset) };
-    Ok(match (class, args) {
-        ("Add", [Arg::Tensor(_), Arg::Number(n)] | [Arg::Number(n), Arg::Tensor(_)]) => rescale(1.0, *n),
-        ("Multiply", [Arg::Tensor(_), Arg::Number(n)] | [Arg::Number(n), Arg::Tensor(_)]) => rescale(*n, 0.0),
-        ("Subtract", [Arg::Tensor(_), Arg::Number(n)]) => rescale(1.0, -n),
-        ("Subtract", [Arg::Number(n), Arg::Tensor(_)]) => rescale(-1.0, *n),
-        ("Divide" | "TrueDivide", [Arg::Tensor(_), Arg::Number(n)]) => rescale(1.0 / n, 0.0),
-        (_, args) if args.iter().any(|arg| matches!(arg, Arg::Number(_))) => {
-            return Err("this order of tensors and numbers is not computed".to_string());
-        }
-        ("Add", _) => Kind::Add,
-        ("Subtract", _) => Kind::Subtract,
-        ("Multiply", _) => Kind::Multiply,
-        _ => Kind::Divide,
-    })
 }
 
 /// Reads one layer's config.
